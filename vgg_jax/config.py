@@ -1,0 +1,188 @@
+"""Every option of a training, checked before anything heavy starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from vgg_jax.errors import ConfigError, did_you_mean
+from vgg_jax.layers import resolve_layer
+from vgg_jax.options import fits, spell
+from vgg_jax.plugins import find_plugin, parse_choice
+
+DEMO = "demo"
+
+Fill = Literal["nearest", "constant", "reflect", "wrap"]
+Interpolation = Literal["bilinear", "nearest"]
+LossName = Literal["categorical", "binary", "keras-binary"]
+OptimizerName = Literal["rmsprop", "adam", "adamw", "sgd"]
+
+# What the recipe uses, and what the demo brings instead: its pictures are small, its backbone is
+# narrow.
+_DEFAULTS: Mapping[str, Any] = {
+    "weights": "imagenet",
+    "learning_rate": 1e-5,
+    "epochs": 10,
+    "image_size": 224,
+}
+_DEMO_DEFAULTS: Mapping[str, Any] = {
+    "weights": "demo",
+    "learning_rate": 1e-3,
+    "epochs": 8,
+    "image_size": 96,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Options of one training; None stands for a default that depends on the data.
+
+    Attributes:
+        data: Folder, `tfds:NAME` or `demo`.
+        weights: Folder or name of converted weights, or `random:SEED`. Default imagenet; demo for
+            the demo.
+        head: Head plugin, `REF[:OPTIONS]`.
+        augment: Augmentation plugins, `REF[:OPTIONS]` each, in the order in which they apply.
+        fill: What geometric augmentations show beyond the picture's edge.
+        fill_value: Grey level in [0, 1] that `fill="constant"` shows.
+        train_from: First trained layer, in the paper's, Keras' or torchvision's name; `head`
+            freezes the backbone.
+        loss: categorical, binary (one sigmoid a class), or keras-binary (binary cross-entropy on
+            the softmax).
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        optimizer: rmsprop with Keras' semantics, adam, adamw or sgd (momentum 0.9).
+        learning_rate: Above 0. Default 1e-5; the demo's is larger.
+        weight_decay: Decoupled, as in AdamW and Keras, at least 0. Default 0; 0.004 for adamw.
+        epochs: At least 1. Default 10; the demo has its own.
+        batch_size: At least 1.
+        image_size: Side of the square, in pixels, that pictures are stretched to; at least 32.
+            Default 224; demo 96.
+        interpolation: bilinear (antialiased), or nearest as in Keras' generator.
+        early_stop: Stop after this many epochs without a better validation loss; at least 1.
+        seed: Decides the split, the order, the augmentation and the head's first parameters; at
+            least 0.
+        run: Folder of the run. Default: the first free `runs/<data>-<head>-<n>`.
+    """
+
+    data: str = DEMO
+    weights: str | None = None
+    head: str = "dense256"
+    augment: tuple[str, ...] = ()
+    fill: Fill = "nearest"
+    fill_value: float = 0.0
+    train_from: str = "conv5_1"
+    loss: LossName = "categorical"
+    label_smoothing: float = 0.0
+    optimizer: OptimizerName = "rmsprop"
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    epochs: int | None = None
+    batch_size: int = 32
+    image_size: int | None = None
+    interpolation: Interpolation = "bilinear"
+    early_stop: int | None = None
+    seed: int = 0
+    run: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check types, ranges, the layer's name and that the plugins are installed.
+
+        Raises:
+            ConfigError: If a value is of the wrong type or out of range.
+            UnknownLayerError: If `train_from` names no layer.
+            UnknownPluginError: If a head or an augmentation is not installed.
+        """
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not fits(value, hints[field.name]):
+                raise _wrong(field.name, value, spell(hints[field.name]))
+        object.__setattr__(self, "augment", tuple(self.augment))
+        self._check(
+            self.learning_rate is None or 0 < self.learning_rate < float("inf"),
+            "learning_rate",
+            "above 0",
+        )
+        self._check(
+            self.weight_decay is None or 0 <= self.weight_decay < 1, "weight_decay", "in [0, 1)"
+        )
+        self._check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
+        self._check(0 <= self.fill_value <= 1, "fill_value", "in [0, 1]")
+        self._check(self.epochs is None or self.epochs >= 1, "epochs", "1 or more")
+        self._check(self.batch_size >= 1, "batch_size", "1 or more")
+        self._check(
+            self.image_size is None or self.image_size >= 32, "image_size", "32 or more, in pixels"
+        )
+        self._check(self.early_stop is None or self.early_stop >= 1, "early_stop", "1 or more")
+        self._check(0 <= self.seed < 2**32, "seed", "in [0, 2^32)")
+        object.__setattr__(self, "train_from", resolve_layer(self.train_from))
+        find_plugin("head", parse_choice(self.head).ref)
+        for augmentation in self.augment:
+            find_plugin("augmentation", parse_choice(augmentation).ref)
+
+    def _check(self, condition: bool, name: str, expected: str) -> None:
+        if not condition:
+            raise _wrong(name, getattr(self, name), expected)
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], file: Path | None = None) -> TrainConfig:
+        """Build a configuration from a TOML file and options, which win unless they are None.
+
+        Raises:
+            ConfigError: If the file cannot be read, or a name or a value is wrong.
+        """
+        values = read_toml(file) if file else {}
+        values |= {name: value for name, value in options.items() if value is not None}
+        return cls.from_values(values)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Build a configuration from values by name, as `config.toml` of a run holds them.
+
+        Raises:
+            ConfigError: If a name or a value is wrong.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(
+                    f"No option named {name!r}.{did_you_mean(name, known)} Options:"
+                    f" {', '.join(known)}."
+                )
+        return cls(**values)
+
+    def resolved(self) -> TrainConfig:
+        """Fill in what depends on the data; only `early_stop` and `run` may stay None."""
+        defaults = _DEMO_DEFAULTS if self.data == DEMO else _DEFAULTS
+        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        if self.weight_decay is None:
+            missing["weight_decay"] = 0.004 if self.optimizer == "adamw" else 0.0
+        return dataclasses.replace(self, **missing)
+
+    def as_toml_values(self) -> dict[str, Any]:
+        """Return the options that are set, in order, as TOML can hold them."""
+        values = dataclasses.asdict(self) | {"augment": list(self.augment)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: If it does not exist or is not TOML.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The configuration {file} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration {file} is not TOML: {error}.") from error
+
+
+def _wrong(name: str, value: Any, expected: str) -> ConfigError:
+    flag = "--" + name.replace("_", "-")
+    return ConfigError(f"{flag} (in a file: {name}) is {value!r}, but must be {expected}.")

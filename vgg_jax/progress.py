@@ -1,0 +1,60 @@
+"""How long work reports on itself; the command line shows it, a script may leave it silent."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochMetrics:
+    """What one epoch gave; one line of `metrics.jsonl`.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        step: Optimizer steps since the start of the training.
+        seconds: Duration of the whole epoch, validation included.
+        images_per_second: Training images over the seconds spent on training, validation left out.
+        loss: Mean training loss, over the epoch as it went.
+        accuracy: Share of training images whose most probable class was right, as the epoch went.
+        validation_loss: Mean loss over the validation images.
+        validation_accuracy: Share of validation images whose most probable class is right.
+        learning_rate: Of the epoch's last step.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    images_per_second: float
+    loss: float
+    accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    learning_rate: float
+
+
+class Progress:
+    """Receives what happens; this one keeps silent, so that a subclass overrides what it shows."""
+
+    def note(self, text: str) -> None:
+        """Receive a sentence that the user should know."""
+
+    def warn(self, text: str) -> None:
+        """Receive a sentence that the user should act on."""
+
+    def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
+        """Epoch number `epoch` of `epochs` starts; it has `steps` steps."""
+
+    def step_done(self, step: int, images_per_second: float, loss: float, accuracy: float) -> None:
+        """Step number `step` of the epoch is done; loss and accuracy are the epoch's so far."""
+
+    def epoch_done(self, metrics: EpochMetrics, best: bool) -> None:
+        """An epoch is over, validation included; `best` tells whether it is the best one so far."""
+
+    def work_started(self, what: str, total: int) -> None:
+        """Work on `total` images starts, such as an evaluation."""
+
+    def work_done(self, count: int) -> None:
+        """`count` more images are done."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
