@@ -1,0 +1,1 @@
+"""The network: backbone, heads, classifier, freezing."""

@@ -1,0 +1,151 @@
+"""A backbone and a head, cut at the boundary into a frozen prefix and a trained suffix."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vgg_jax.errors import PluginError
+from vgg_jax.layers import HEAD
+from vgg_jax.model.vgg16 import VGG16
+from vgg_jax.plugins import PluginChoice, build
+
+Parameters = dict[str, jax.Array]  # {path: array}; paths as in `vgg_jax.model.freezing`
+
+
+class Classifier(nnx.Module):
+    """A backbone and a head.
+
+    Attributes:
+        backbone: VGG16 without its top.
+        head: Maps the backbone's features `[B, h, w, c]` to logits `[B, K]`.
+        boundary: First trained layer, or `head`.
+    """
+
+    def __init__(self, backbone: VGG16, head: nnx.Module, boundary: str) -> None:
+        """Join a backbone and a head."""
+        self.backbone = backbone
+        self.head = head
+        self.boundary = boundary
+
+    def prefix(self, images: jax.Array) -> jax.Array:
+        """Map RGB `[B, H, W, 3]`, uint8 or float32 in [0, 1], to the features at the boundary."""
+        stop = None if self.boundary == HEAD else self.boundary
+        return self.backbone.run(self.backbone.normalise(images), stop=stop)
+
+    def suffix(self, features: jax.Array) -> jax.Array:
+        """Map the features at the boundary to logits `[B, K]`."""
+        if self.boundary != HEAD:
+            features = self.backbone.run(features, start=self.boundary)
+        return self.head(features)  # pyright: ignore[reportCallIssue]
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Map RGB `[B, H, W, 3]`, uint8 or float32 in [0, 1], to logits `[B, K]`."""
+        return self.suffix(self.prefix(images))
+
+
+@dataclasses.dataclass(frozen=True)
+class Functional:
+    """A classifier as pure functions of its parameters.
+
+    Attributes:
+        training: Graph of the module with dropout on.
+        inference: Graph of the module with dropout off.
+        variables: The parameters' variables by path, abstract.
+        randomness: State of dropout's generators, abstract.
+    """
+
+    training: nnx.GraphDef
+    inference: nnx.GraphDef
+    variables: nnx.State
+    randomness: nnx.State
+
+    def bind(self, parameters: Mapping[str, jax.Array], key: jax.Array | None = None) -> Classifier:
+        """Return the classifier with these parameters; with a key it is in training mode."""
+
+        def with_value(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+            return variable.replace(parameters[path_name(path)])
+
+        variables = nnx.map_state(with_value, self.variables)
+        if key is None:
+            return nnx.merge(self.inference, variables, _reseed(self.randomness, jax.random.key(0)))
+        return nnx.merge(self.training, variables, _reseed(self.randomness, key))
+
+
+def make_functional(classifier: Classifier) -> tuple[Functional, Parameters]:
+    """Split a classifier into pure functions and its parameters.
+
+    Raises:
+        PluginError: If the head holds variables other than `nnx.Param` and dropout's generator.
+    """
+    _, variables, randomness, others = nnx.split(classifier, nnx.Param, nnx.RngState, ...)
+    for path, variable in nnx.to_flat_state(others):
+        raise PluginError(
+            f"The head {type(classifier.head).__name__} holds a {type(variable).__name__} at"
+            f" {path_name(path)!r}; a head may hold nnx.Param and dropout's generator only."
+        )
+    parameters = {
+        path_name(path): value.get_value() for path, value in nnx.to_flat_state(variables)
+    }
+    training, inference = nnx.clone(classifier), nnx.clone(classifier)
+    training.train()
+    inference.eval()
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (variables, randomness)
+    )
+    return Functional(nnx.graphdef(training), nnx.graphdef(inference), *abstract), parameters
+
+
+def build_classifier(
+    backbone: VGG16,
+    head: PluginChoice,
+    *,
+    num_classes: int,
+    image_size: int,
+    boundary: str,
+    seed: int,
+) -> Classifier:
+    """Build a head for `backbone` and join them.
+
+    Raises:
+        PluginError: If the head does not map the features to logits `[B, num_classes]`.
+        OptionError: If the head refuses an option.
+    """
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    shape = nnx.eval_shape(lambda module, x: module.run(x), backbone, image).shape[1:]
+    module = build("head", head, shape, num_classes, rngs=nnx.Rngs(seed))
+    if not isinstance(module, nnx.Module):
+        raise PluginError(
+            f"The head {head.ref!r} built a {type(module).__name__}, not a flax.nnx.Module."
+        )
+    logits = nnx.eval_shape(
+        lambda head, x: head(x), module, jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    )
+    if getattr(logits, "shape", None) != (2, num_classes):
+        raise PluginError(
+            f"The head {head.ref!r} maps features {(2, *shape)} to"
+            f" {getattr(logits, 'shape', logits)!r}, but must give logits {(2, num_classes)}."
+        )
+    return Classifier(backbone, module, boundary)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Join a variable's path into the form `backbone/conv5_1/kernel`."""
+    return "/".join(map(str, path))
+
+
+def _reseed(randomness: nnx.State, key: jax.Array) -> nnx.State:
+    """Give each generator its own stream of `key`, its counter at zero."""
+    numbers = {path: i for i, (path, _) in enumerate(nnx.to_flat_state(randomness))}
+
+    def reseeded(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+        if isinstance(variable, nnx.RngCount):
+            return variable.replace(jnp.zeros((), jnp.uint32))
+        return variable.replace(jax.random.fold_in(key, numbers[path]))
+
+    return nnx.map_state(reseeded, randomness)
