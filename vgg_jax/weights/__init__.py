@@ -1,0 +1,1 @@
+"""Reading and storing weights."""
