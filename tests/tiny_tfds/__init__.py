@@ -1,0 +1,1 @@
+"""A small TFDS data set; TFDS wants a builder to be a module in a package."""

@@ -1,0 +1,149 @@
+"""Examples: the pictures of one split with their labels, and a data set of up to three splits."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from vgg_jax.errors import DataError
+
+Split = Literal["train", "validation", "test"]
+_HOLD_BACK = 1  # keeps these draws apart from others of the same seed
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SPLIT_NAMES: Mapping[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+
+
+def content_hash(data: bytes) -> int:
+    """Return a 64-bit hash of a picture's bytes: who an example is, whatever its name and place."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+class Examples:
+    """The examples of one split: names and labels in memory, pictures read when asked for."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        read: Callable[[int], bytes],
+        sizes: Callable[[], Sequence[int] | np.ndarray],
+    ) -> None:
+        """Describe `len(names)` examples.
+
+        Args:
+            names: What the user knows each picture by, such as its path; unique.
+            labels: Position of each picture's class in the class names.
+            read: Returns the bytes of the picture at a position; called from several threads.
+            sizes: Returns the number of bytes of every picture without reading them.
+        """
+        self.names = names
+        self.labels = np.asarray(labels, np.int32)
+        self._read = read
+        self._sizes = sizes
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.names)
+
+    def read(self, i: int) -> bytes:
+        """Return the bytes of the picture at position `i`, as they are stored.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        return self._read(i)
+
+    @functools.cached_property
+    def occurrences(self) -> np.ndarray:
+        """int32 `[N]`: 0 for the first example with some content, 1 for the second, and so on.
+
+        With the content's hash it tells examples apart that are byte for byte the same. Only
+        pictures of equal size can be, so only these are read.
+        """
+        sizes = np.asarray(self._sizes())
+        _, group, members = np.unique(sizes, return_inverse=True, return_counts=True)
+        occurrences = np.zeros(len(self), np.int32)
+        seen: collections.Counter[tuple[int, int]] = collections.Counter()
+        for i in np.flatnonzero(members[group] > 1):
+            content = int(sizes[i]), content_hash(self.read(int(i)))
+            occurrences[i] = seen[content]
+            seen[content] += 1
+        return occurrences
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Examples:
+        """Return the examples at `indices`, in that order."""
+        chosen = np.asarray(indices, np.int64)
+        return Examples(
+            [str(self.names[int(i)]) for i in chosen],
+            self.labels[chosen],
+            lambda i: self._read(int(chosen[i])),
+            lambda: np.asarray(self._sizes())[chosen],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """What DATA stands for.
+
+    Attributes:
+        name: Short name for run folders, such as the folder's.
+        class_names: In the order of the labels.
+        splits: The splits that exist: `train`, `validation`, `test`.
+        notes: Sentences that the user should see, such as what was held back for validation.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: Mapping[Split, Examples]
+    notes: tuple[str, ...] = ()
+
+
+def hold_back(data: DataSet, fractions: Mapping[Split, float], seed: int) -> DataSet:
+    """Move a part of `train` into splits that do not exist, class by class, and note it.
+
+    Each class gives at least one example to each new split, as long as one stays in `train`. The
+    draw is a function of the seed and of the order of each class's examples.
+
+    Raises:
+        DataError: If no class has more than one example.
+    """
+    whole = data.splits["train"]
+    parts: dict[Split, list[np.ndarray]] = {split: [] for split in ("train", *fractions)}
+    for label in range(len(data.class_names)):
+        members = np.flatnonzero(whole.labels == label)
+        drawn = np.random.default_rng([seed, _HOLD_BACK, label]).permutation(members)
+        start = 0
+        for split, fraction in fractions.items():
+            wanted = max(1, int(len(members) * fraction + 0.5))
+            stop = start + max(0, min(wanted, len(members) - 1 - start))
+            parts[split].append(drawn[start:stop])
+            start = stop
+        parts["train"].append(drawn[start:])
+    chosen = {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
+    notes = []
+    for split, fraction in fractions.items():
+        if not len(chosen[split]):
+            raise DataError(
+                f"Nothing can be held back for {split}: {data.name} has too few pictures in every "
+                f"class ({len(whole)} in {len(data.class_names)} classes). Add pictures."
+            )
+        notes.append(
+            f"No {split} split: {len(chosen[split])} of {len(whole)} pictures ({fraction:.0%} of "
+            f"each class, seed {seed}) are held back for it."
+        )
+    new = {split: whole.select(indices) for split, indices in chosen.items()}
+    together = {**data.splits, **new}
+    ordered = {split: together[split] for split in SPLITS if split in together}
+    return dataclasses.replace(data, splits=ordered, notes=(*data.notes, *notes))
