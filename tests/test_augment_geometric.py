@@ -1,0 +1,174 @@
+"""Geometric augmentations: directions by effect, ranges, and Keras' matrices."""
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgg_jax import plugins
+from vgg_jax.api import Augmentation, GeometricAugmentation
+from vgg_jax.augment.geometric import (
+    HeightShift,
+    HorizontalFlip,
+    Rotation,
+    Shear,
+    VerticalFlip,
+    WidthShift,
+    Zoom,
+    rotation_matrix,
+    scaling_matrix,
+    shear_matrix,
+    translation_matrix,
+)
+from vgg_jax.augment.warp import warp
+from vgg_jax.errors import OptionError
+
+GOLDEN = Path(__file__).parent / "golden" / "keras_affine.npz"
+HEIGHT, WIDTH = 5, 9
+KEYS = jax.random.split(jax.random.key(0), 500)
+
+warped = jax.jit(warp, static_argnums=(2, 3))
+
+
+def draw(augmentation, keys=KEYS, height=HEIGHT, width=WIDTH):
+    return np.asarray(jax.vmap(lambda key: augmentation.matrix(key, height, width))(keys))
+
+
+def dot_at(row, column):
+    return jnp.zeros((HEIGHT, WIDTH, 1)).at[row, column].set(1.0)
+
+
+def where_dot_went(image):
+    assert np.max(image) > 0.99
+    return tuple(int(i) for i in np.unravel_index(np.argmax(image), image.shape)[:2])
+
+
+@pytest.mark.parametrize(
+    ("name", "matrix", "start", "end"),
+    [
+        ("positive x moves left", translation_matrix(2, 0), (2, 4), (2, 2)),
+        ("positive y moves up", translation_matrix(0, 2), (2, 4), (0, 4)),
+        ("positive angle turns counterclockwise", rotation_matrix(90), (2, 6), (0, 4)),
+        ("factor over 1 shrinks the width", scaling_matrix(2, 1), (2, 8), (2, 6)),
+        ("factor over 1 shrinks the height", scaling_matrix(1, 2), (4, 4), (3, 4)),
+        ("flip of x swaps left and right", scaling_matrix(-1, 1), (1, 0), (1, 8)),
+        ("flip of y swaps top and bottom", scaling_matrix(1, -1), (0, 3), (4, 3)),
+    ],
+)
+def test_directions(name, matrix, start, end):
+    moved = warped(dot_at(*start), matrix, "constant", 0.0)
+    assert where_dot_went(moved) == end, name
+
+
+def test_positive_shear_moves_the_lower_half_right():
+    upright = jnp.zeros((HEIGHT, WIDTH, 1)).at[:, 4].set(1.0)
+    slanted = np.asarray(warped(upright, shear_matrix(30), "nearest", 0.0))[..., 0]
+    centres = slanted @ np.arange(WIDTH) / slanted.sum(axis=1)
+    np.testing.assert_allclose(centres, 4 + np.arange(-2, 3) * 0.5, atol=1e-5)
+
+
+def test_matrices_compose_to_what_keras_computes():
+    golden = np.load(GOLDEN)
+    columns = golden["columns"].tolist()
+    for fill in ("nearest", "reflect"):
+        for row, expected in zip(golden["parameters"], golden[fill], strict=True):
+            p = dict(zip(columns, row.tolist(), strict=True))
+            matrix = rotation_matrix(p["theta"]) @ translation_matrix(p["tx"], p["ty"])
+            matrix = matrix @ shear_matrix(p["shear"]) @ scaling_matrix(p["zx"], p["zy"])
+            result = warped(jnp.asarray(golden["image"]), matrix, fill, 0.0)
+            np.testing.assert_allclose(
+                result, expected, atol=1e-5, err_msg=f"{fill} {p}; see make_affine_golden.py"
+            )
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "read", "low", "high"),
+    [
+        (Rotation(degrees=40), lambda m: np.rad2deg(np.arctan2(m[:, 1, 0], m[:, 0, 0])), -40, 40),
+        (WidthShift(fraction=0.2), lambda m: m[:, 0, 2], -0.2 * WIDTH, 0.2 * WIDTH),
+        (HeightShift(fraction=0.2), lambda m: m[:, 1, 2], -0.2 * HEIGHT, 0.2 * HEIGHT),
+        (Shear(degrees=10), lambda m: np.rad2deg(np.arcsin(-m[:, 0, 1])), -10, 10),
+        (Zoom(fraction=0.2), lambda m: m[:, 0, 0], 0.8, 1.2),
+        (Zoom(fraction=0.2), lambda m: m[:, 1, 1], 0.8, 1.2),
+    ],
+)
+def test_draws_fill_the_range(augmentation, read, low, high):
+    drawn = read(draw(augmentation))
+    margin = 0.02 * (high - low)
+    assert low - 1e-4 <= drawn.min() <= low + margin
+    assert high - margin <= drawn.max() <= high + 1e-4
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "drawn"),
+    [(WidthShift(), (0, 2)), (HeightShift(), (1, 2)), (Shear(), ([0, 1], [1, 1]))],
+)
+def test_other_entries_are_the_identitys(augmentation, drawn):
+    matrices = draw(augmentation).copy()
+    matrices[:, *drawn] = np.eye(3)[*drawn]
+    np.testing.assert_array_equal(matrices, np.broadcast_to(np.eye(3), matrices.shape))
+
+
+def test_zoom_draws_each_axis_on_its_own():
+    matrices = draw(Zoom(fraction=0.2))
+    assert abs(np.corrcoef(matrices[:, 0, 0], matrices[:, 1, 1])[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize(("flip", "axis"), [(HorizontalFlip, 0), (VerticalFlip, 1)])
+@pytest.mark.parametrize("probability", [0, 0.3, 1])
+def test_flips_happen_as_often_as_asked(flip, axis, probability):
+    flipped = draw(flip(probability=probability))[:, axis, axis] < 0
+    assert abs(flipped.mean() - probability) < (0.06 if 0 < probability < 1 else 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("factory", "option", "bad"),
+    [
+        *[(Rotation, "degrees", v) for v in (-1, 181, float("nan"))],
+        *[(WidthShift, "fraction", v) for v in (-0.1, 1.1)],
+        *[(HeightShift, "fraction", v) for v in (-0.1, 1.1)],
+        *[(Shear, "degrees", v) for v in (-1, 90)],
+        *[(Zoom, "fraction", v) for v in (-0.1, 1)],
+        *[(HorizontalFlip, "probability", v) for v in (-0.1, 1.1)],
+        *[(VerticalFlip, "probability", v) for v in (-0.1, 1.1)],
+    ],
+)
+def test_options_out_of_range_are_refused(factory, option, bad):
+    with pytest.raises(OptionError, match=rf"option '{option}' is {bad}, but must be"):
+        factory(**{option: bad})
+
+
+def built_in_augmentations():
+    found = [p for p in plugins.list_plugins("augmentation") if p.package == "vgg-jax"]
+    return [pytest.param(p.load(), id=p.name) for p in found]
+
+
+@pytest.mark.parametrize("factory", built_in_augmentations())
+def test_built_ins_are_documented_and_keyword_only(factory):
+    documentation = inspect.getdoc(factory) or ""
+    assert len(documentation.splitlines()[0]) > 20
+    if not inspect.isclass(factory):
+        assert all(isinstance(a, Augmentation) for a in factory())
+        return
+    assert issubclass(factory, Augmentation)
+    assert dataclasses.is_dataclass(factory)
+    assert factory.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
+    assert "Raises:\n    OptionError: " in documentation
+    for field in dataclasses.fields(factory):
+        assert field.kw_only, field.name
+        text = re.search(rf"^    {field.name}: (.*(?:\n {{8}}.*)*)", documentation, re.MULTILINE)
+        assert text, f"{field.name} is not described under Attributes"
+        assert re.search(r"in [\[(][\w.]+, [\w.]+[\])]", text[1]), f"no range: {text[1]}"
+
+
+def test_every_declared_geometric_augmentation_is_one():
+    names = [Rotation, WidthShift, HeightShift, Shear, Zoom, HorizontalFlip, VerticalFlip]
+    declared = [p.values[0] for p in built_in_augmentations()]
+    for factory in names:
+        assert issubclass(factory, GeometricAugmentation)
+        assert factory in declared

@@ -1,0 +1,1 @@
+"""Augmentations: the built-in ones, and chains of them."""

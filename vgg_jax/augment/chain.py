@@ -1,0 +1,207 @@
+"""Chains of augmentations, in the order in which a user wrote them; geometry is resampled once."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from vgg_jax import plugins
+from vgg_jax.api import (
+    Augmentation,
+    BatchAugmentation,
+    GeometricAugmentation,
+    HostAugmentation,
+    OptionError,
+    PixelAugmentation,
+    require,
+)
+from vgg_jax.augment.geometric import (
+    HeightShift,
+    HorizontalFlip,
+    Rotation,
+    Shear,
+    WidthShift,
+    Zoom,
+)
+from vgg_jax.augment.warp import FILLS, Fill, warp
+from vgg_jax.errors import PluginError
+
+_PLACES: dict[type[Augmentation], tuple[int, str]] = {
+    HostAugmentation: (0, "host"),
+    GeometricAugmentation: (1, "geometric"),
+    PixelAugmentation: (1, "pixel"),
+    BatchAugmentation: (2, "batch"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Augmentations that are applied one after the other.
+
+    Chains with equal contents are equal and hash alike, so that a chain may be a static argument
+    of `jax.jit`.
+
+    Attributes:
+        augmentations: As they are applied: host ones, then geometric and pixel ones.
+        fill: What lies beyond a picture's edges: `nearest`, `constant`, `reflect` or `wrap`; see
+            `vgg_jax.augment.warp.warp`.
+        fill_value: The value there for `constant`, in [0, 1].
+
+    Raises:
+        OptionError: If an item is no augmentation or a batch augmentation (not supported yet), the
+            order is another one, `fill` is unknown or `fill_value` is outside [0, 1].
+    """
+
+    augmentations: Sequence[Augmentation] = ()
+    fill: Fill = "nearest"
+    fill_value: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the order and the options."""
+        object.__setattr__(self, "augmentations", tuple(self.augmentations))
+        owner, value = "augmentations", self.fill_value
+        require(self.fill in FILLS, owner, "fill", self.fill, f"one of {', '.join(FILLS)}")
+        require(0 <= value <= 1, owner, "fill_value", value, "a number in [0, 1]")
+        _check_order(self.augmentations)
+
+    @property
+    def host(self) -> tuple[HostAugmentation, ...]:
+        """Those that reader threads apply before the resize."""
+        return tuple(a for a in self.augmentations if isinstance(a, HostAugmentation))
+
+    @property
+    def on_device(self) -> bool:
+        """Whether `apply` changes pictures at all."""
+        return len(self.host) < len(self.augmentations)
+
+    def apply(self, keys: jax.Array, images: jax.Array) -> jax.Array:
+        """Augment each picture of a batch by itself; pure and jittable.
+
+        Args:
+            keys: One random key for each example, `[B]`. Number i of the chain draws from
+                `fold_in(key, i)`.
+            images: `[B, H, W, 3]` RGB, uint8 or float32 in [0, 1].
+
+        Returns:
+            float32 `[B, H, W, 3]` in [0, 1].
+
+        Raises:
+            PluginError: If an augmentation returns an array of another shape or type than its kind
+                prescribes.
+        """
+        return jax.vmap(self._apply_to_one)(keys, images)
+
+    def _apply_to_one(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        if image.dtype == jnp.uint8:
+            image = image.astype(jnp.float32) / 255
+        height, width, _ = image.shape
+        matrix = None  # of the geometric augmentations since the last pixel augmentation
+        for place, augmentation in enumerate(self.augmentations):
+            own_key = jax.random.fold_in(key, place)
+            if isinstance(augmentation, GeometricAugmentation):
+                own_matrix = augmentation.matrix(own_key, height, width)
+                _check_array(augmentation, "matrix", own_matrix, (3, 3))
+                matrix = own_matrix if matrix is None else _product(matrix, own_matrix)
+            elif isinstance(augmentation, PixelAugmentation):
+                image, matrix = self._warp(image, matrix), None
+                image = augmentation.apply(own_key, image)
+                _check_array(augmentation, "apply", image, (height, width, 3))
+        # Bilinear weights may add up to a rounding error over one.
+        return jnp.clip(self._warp(image, matrix), 0, 1)
+
+    def _warp(self, image: jax.Array, matrix: jax.Array | None) -> jax.Array:
+        return image if matrix is None else warp(image, matrix, self.fill, self.fill_value)
+
+
+def build_chain(
+    choices: Sequence[plugins.PluginChoice], fill: Fill = "nearest", fill_value: float = 0.0
+) -> Chain:
+    """Build the chain that a user asked for, with the augmentations of a preset in its place.
+
+    Raises:
+        UnknownPluginError: If no package provides an augmentation.
+        PluginError: If one cannot be loaded, or is no augmentation.
+        OptionError: If an option is unknown, of the wrong type or out of range, or the order of
+            kinds is wrong.
+    """
+    return Chain([a for choice in choices for a in _build(choice)], fill, fill_value)
+
+
+def keras_preset() -> tuple[GeometricAugmentation, ...]:
+    """Augment as the well-known Keras recipe does.
+
+    That is rotation 40, shifts 0.2, shear 0.2 (degrees), zoom 0.2 and horizontal flip, composed in
+    the order of Keras' `apply_transform`: rotation @ shift @ shear @ zoom, then the flip.
+    """
+    return (
+        Rotation(degrees=40),
+        WidthShift(fraction=0.2),
+        HeightShift(fraction=0.2),
+        Shear(degrees=0.2),
+        Zoom(fraction=0.2),
+        HorizontalFlip(probability=0.5),
+    )
+
+
+def _build(choice: plugins.PluginChoice) -> tuple[Augmentation, ...]:
+    built = plugins.build("augmentation", choice)
+    found = tuple(built) if isinstance(built, (tuple, list)) else (built,)
+    for item in found:
+        if not isinstance(item, tuple(_PLACES)):
+            plugin = plugins.find_plugin("augmentation", choice.ref)
+            raise PluginError(
+                f"The augmentation {plugin.name!r} of {plugin.package} {plugin.version} gives a "
+                f"{type(item).__name__}, but must give a host, geometric, pixel or batch "
+                "augmentation, or a tuple of them. Update or remove that package."
+            )
+    return found
+
+
+def _check_order(augmentations: Sequence[Augmentation]) -> None:
+    """Raise `OptionError` unless the kinds come in the order of DESIGN.md and can be applied."""
+    for item in augmentations:
+        if not isinstance(item, tuple(_PLACES)):
+            raise OptionError(
+                f"{item!r} is none of the augmentations that a chain holds: "
+                "host, geometric, pixel or batch."
+            )
+    for first, second in itertools.pairwise(augmentations):
+        (rank_first, kind_first), (rank_second, kind_second) = _place(first), _place(second)
+        if rank_first > rank_second:
+            raise OptionError(
+                f"The {kind_second} augmentation {type(second).__name__} comes after the "
+                f"{kind_first} augmentation {type(first).__name__}. The order of kinds is host, "
+                f"then geometric and pixel, then batch: put {type(second).__name__} first."
+            )
+    for item in augmentations:
+        if isinstance(item, BatchAugmentation):
+            raise OptionError(
+                f"{type(item).__name__} is a batch augmentation; these are not supported yet. "
+                "Leave it out."
+            )
+
+
+def _place(augmentation: Augmentation) -> tuple[int, str]:
+    return next(place for kind, place in _PLACES.items() if isinstance(augmentation, kind))
+
+
+def _product(first: jax.Array, second: jax.Array) -> jax.Array:
+    # Full precision: accelerators would otherwise round the factors to ten bits.
+    return jnp.matmul(first, second, precision=jax.lax.Precision.HIGHEST)
+
+
+def _check_array(
+    augmentation: Augmentation, method: str, result: object, shape: tuple[int, ...]
+) -> None:
+    """Raise `PluginError` unless a method returned what its kind prescribes."""
+    given = (getattr(result, "dtype", type(result).__name__), getattr(result, "shape", ()))
+    if given != (jnp.float32, shape):
+        name = f"{type(augmentation).__module__}.{type(augmentation).__qualname__}"
+        raise PluginError(
+            f"{name}.{method} returned {given[0]} {list(given[1])}, "
+            f"but must return float32 {list(shape)}. Update or remove the package that provides it."
+        )
