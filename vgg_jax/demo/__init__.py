@@ -1,0 +1,1 @@
+"""What makes the toolkit work on a fresh machine: drawn pictures and a small backbone."""
