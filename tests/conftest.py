@@ -1,0 +1,66 @@
+"""Fixtures that several test files share: narrow weights, a few small pictures, one trained run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from weight_files import write_published_h5
+
+from vgg_jax.demo.pictures import PATTERNS, draw
+from vgg_jax.workflows.convert import convert_weights
+from vgg_jax.workflows.train import Run, train
+
+CLASSES = ("dots", "rings", "stripes")
+SPLIT_SIZES = {"train": 7, "validation": 3, "test": 3}  # of each class
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keep tests out of the user's cache."""
+    os.environ["VGG_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> str:
+    """Converted weights of a VGG16 of width 1/16."""
+    folder = tmp_path_factory.mktemp("weights")
+    write_published_h5(folder / "narrow.h5")
+    convert_weights(str(folder / "narrow.h5"), folder / "narrow")
+    return str(folder / "narrow")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Class folders of drawn pictures: three classes, 21 train, 9 validation, 9 test."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    for split_number, (split, count) in enumerate(SPLIT_SIZES.items()):
+        for class_number, name in enumerate(CLASSES):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                rng = np.random.default_rng([split_number, class_number, i])
+                picture = Image.fromarray(draw(PATTERNS[name], rng)).resize((40, 36))
+                picture.save(folder / split / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def options(photos, weights) -> dict[str, object]:
+    """Options of a training that takes seconds."""
+    return {
+        "data": str(photos),
+        "weights": weights,
+        "epochs": 2,
+        "batch_size": 8,
+        "image_size": 32,
+        "learning_rate": 1e-3,
+    }
+
+
+@pytest.fixture(scope="session")
+def run(options, tmp_path_factory) -> Run:
+    """A trained run, not to be changed."""
+    return train(**options, run=str(tmp_path_factory.mktemp("runs") / "photos"))

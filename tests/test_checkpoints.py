@@ -1,0 +1,141 @@
+"""Checkpoints: the latest and the best are kept, damage is noticed, a full disk loses nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgg_jax.errors import RunError
+from vgg_jax.progress import EpochMetrics
+from vgg_jax.training.checkpoints import Checkpoints, EarlyStopping, fill_leaves, leaves_by_path
+from vgg_jax.training.steps import TrainState
+
+
+def metrics(epoch, accuracy, loss=1.0) -> EpochMetrics:
+    return EpochMetrics(epoch, epoch * 10, 1.0, 1.0, 1.0, 0.5, loss, accuracy, 1e-3)
+
+
+def state(value) -> TrainState:
+    return TrainState(
+        {"head/kernel": jnp.full((64, 64), value, jnp.float32), "head/bias": jnp.zeros(3)},
+        ({"nu": jnp.full(3, value, jnp.float32)}, jnp.asarray(7)),
+        jnp.asarray(int(value) * 10, jnp.uint32),
+    )
+
+
+def save_epochs(folder, accuracies, losses=None) -> Checkpoints:
+    checkpoints = Checkpoints(folder / "checkpoints")
+    for i, accuracy in enumerate(accuracies, start=1):
+        loss = losses[i - 1] if losses else 1.0
+        checkpoints.save(metrics(i, accuracy, loss), state(i), EarlyStopping(loss, i))
+    checkpoints.close()
+    return Checkpoints(folder / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "losses", "best"),
+    [
+        ([0.5, 0.9, 0.4], None, 2),
+        ([0.5, 0.5, 0.5], [3.0, 1.0, 2.0], 2),
+        ([0.5, 0.5, 0.5], [1.0, 1.0, 1.0], 3),
+        ([0.9], None, 1),
+    ],
+)
+def test_the_latest_and_the_best_are_kept(tmp_path, accuracies, losses, best):
+    checkpoints = save_epochs(tmp_path, accuracies, losses)
+    latest = len(accuracies)
+    assert checkpoints.find("latest") == latest
+    assert checkpoints.find("best") == best
+    assert checkpoints.epochs() == sorted({best, latest})
+
+
+def test_the_best_of_an_earlier_session_is_kept(tmp_path):
+    save_epochs(tmp_path, [0.5, 0.9, 0.4])
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(metrics(4, 0.6), state(4), EarlyStopping())
+    checkpoints.close()
+    assert Checkpoints(tmp_path / "checkpoints").epochs() == [2, 4]
+
+
+def test_what_is_saved_comes_back_to_the_bit(tmp_path):
+    checkpoints = save_epochs(tmp_path, [0.5, 0.9, 0.4])
+    restored = checkpoints.restore(2, with_optimizer=True)
+    assert (restored.epoch, restored.step) == (2, 20)
+    assert restored.early_stopping == EarlyStopping(1.0, 2)
+    np.testing.assert_array_equal(restored.trained["head/kernel"], np.full((64, 64), 2.0))
+    back = fill_leaves(state(0).optimizer, restored.optimizer)
+    np.testing.assert_array_equal(back[0]["nu"], np.full(3, 2.0))
+    assert checkpoints.restore(3).optimizer == {}
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    checkpoints = save_epochs(tmp_path, [0.5])
+    largest = max((tmp_path / "checkpoints").rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    flipped = 0
+    for position in range(len(data) // 4, len(data) // 4 + 16):
+        data[position] ^= 1
+        flipped += 1
+    largest.write_bytes(data)
+    assert flipped
+    with pytest.raises(RunError, match=r"epoch_1 (is damaged|cannot be read)"):
+        checkpoints.restore(1)
+
+
+def test_no_checkpoint_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(RunError, match="no complete checkpoint"):
+        Checkpoints(tmp_path / "checkpoints").find("best")
+
+
+def test_leaves_of_another_structure_are_refused():
+    leaves = {path: np.asarray(leaf) for path, leaf in leaves_by_path(state(1).optimizer).items()}
+    with pytest.raises(RunError, match="does not fit"):
+        fill_leaves({"other": jnp.zeros(3)}, leaves)
+
+
+def test_a_full_disk_is_an_error_and_the_checkpoint_before_survives(tmp_path):
+    """Written by a process that may not write files above a size: the fault is a real one."""
+    code = f"""
+import resource, sys
+sys.path.insert(0, 'tests')
+from pathlib import Path
+import jax.numpy as jnp
+from test_checkpoints import EarlyStopping, metrics, save_epochs, state
+checkpoints = save_epochs(Path({str(tmp_path)!r}), [0.5])
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    checkpoints.save(metrics(2, 0.9), state(2)._replace(
+        trained={{'head/kernel': jnp.arange(65536.0)}}), EarlyStopping())
+    checkpoints.wait()
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.startswith("RunError"), done.stdout + done.stderr
+    assert "the checkpoint of epoch 1 is intact" in done.stdout
+    survivor = Checkpoints(tmp_path / "checkpoints")
+    assert survivor.epochs() == [1]
+    assert survivor.restore(survivor.find("best")).step == 10
+    survivor.save(metrics(2, 0.9), state(2), EarlyStopping())  # there is room again
+    survivor.close()
+    assert Checkpoints(tmp_path / "checkpoints").restore(2).step == 20
+
+
+def test_early_stopping_counts_epochs_without_a_lower_loss():
+    stopping = EarlyStopping()
+    for loss in (3.0, 2.0, 2.0, 2.5):
+        stopping = stopping.after(loss)
+    assert stopping == EarlyStopping(2.0, 2)
+
+
+def test_the_folder_is_made_with_the_first_checkpoint(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.epochs() == []
+    assert not (tmp_path / "checkpoints").exists()

@@ -1,0 +1,95 @@
+"""The folder of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vgg_jax.config import TrainConfig
+from vgg_jax.errors import RunError
+from vgg_jax.training.run_folder import RunFolder, free_run_path
+
+
+@pytest.fixture
+def copy(run, tmp_path) -> Path:
+    return Path(shutil.copytree(run.path, tmp_path / "copy"))
+
+
+def test_a_run_holds_what_made_it(run, options):
+    folder = RunFolder(run.path)
+    config, record = folder.read_config(), folder.read_record()
+    for name in ("data", "weights", "epochs", "batch_size", "image_size", "learning_rate"):
+        assert getattr(config, name) == options[name], name
+    assert config == config.resolved()
+    assert record.class_names == ("dots", "rings", "stripes")
+    assert record.examples == {"train": 21, "validation": 9, "test": 9}
+    assert {"vgg-jax", "jax", "flax", "optax", "orbax-checkpoint"} <= record.packages.keys()
+    assert record.plugins[0] == {
+        "kind": "head",
+        "name": "dense256",
+        "package": "vgg-jax",
+        "version": record.packages["vgg-jax"],
+    }
+
+
+def test_metrics_are_one_object_an_epoch(run):
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    assert set(json.loads(lines[0])) == {
+        *("epoch", "step", "seconds", "images_per_second", "loss", "accuracy"),
+        *("validation_loss", "validation_accuracy", "learning_rate"),
+    }
+
+
+def test_cutting_the_metrics_drops_a_torn_line(copy):
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "lo')
+    assert [m.epoch for m in RunFolder(copy).cut_metrics(2)] == [1, 2]
+    assert [m.epoch for m in RunFolder(copy).cut_metrics(1)] == [1]
+
+
+def test_a_run_of_another_version_is_refused(copy):
+    values = json.loads((copy / "run.json").read_text())
+    values["format_version"] = 99
+    values["packages"]["vgg-jax"] = "9.9"
+    (copy / "run.json").write_text(json.dumps(values))
+    with pytest.raises(
+        RunError, match=r"format version 99 \(made by vgg-jax 9.9\).*reads version 1"
+    ):
+        RunFolder(copy).read_record()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format_version": 1}'])
+def test_a_spoilt_record_is_refused(copy, text):
+    (copy / "run.json").write_text(text)
+    with pytest.raises(RunError, match=r"run\.json|format version"):
+        RunFolder(copy).read_record()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="does not exist"):
+        RunFolder(tmp_path / "none").read_record()
+    with pytest.raises(RunError, match=r"has no run\.json"):
+        RunFolder(tmp_path).read_record()
+
+
+def test_an_existing_run_is_in_the_way(run, tmp_path):
+    with pytest.raises(RunError, match=r"exists\. Go on with it by .*--resume.*another --run"):
+        RunFolder(run.path).refuse_existing()
+    RunFolder(tmp_path).refuse_existing()  # an empty folder is not
+
+
+def test_the_first_free_name_is_taken(tmp_path):
+    config = TrainConfig(data="../my photos/", head="linear")
+    names = []
+    for _ in range(2):
+        path = free_run_path(config, tmp_path)
+        path.mkdir()
+        names.append(path.name)
+    assert names == ["my-photos-linear-1", "my-photos-linear-2"]
+    assert free_run_path(TrainConfig(data="tfds:mnist/a"), tmp_path).name == "a-dense256-1"
+    assert free_run_path(dataclasses.replace(config, data="."), tmp_path).name.endswith("-linear-1")

@@ -1,0 +1,173 @@
+"""The compiled steps: what they move, what they cost, and that padding counts for nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgg_jax.model.classifier import build_classifier, make_functional
+from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
+from vgg_jax.model.vgg16 import VGG16
+from vgg_jax.plugins import PluginChoice
+from vgg_jax.training.optim import make_optimizer
+from vgg_jax.training.steps import Steps, Totals, TrainState, example_keys
+
+
+def prepare(boundary="conv5_1", *, image_size=32, head="dense256", decay=0.1, augment=None):
+    """Return steps, state and frozen parameters of a narrow classifier."""
+    backbone = VGG16.random(1 / 16, seed=0)
+    classifier = build_classifier(
+        backbone,
+        PluginChoice(head),
+        num_classes=3,
+        image_size=image_size,
+        boundary=boundary,
+        seed=0,
+    )
+    functional, parameters = make_functional(classifier)
+    labels = label_parameters(parameters, boundary)
+    trained, frozen = split_parameters(parameters, labels)
+    optimizer = make_optimizer("rmsprop", learning_rate=1e-3, weight_decay=decay)
+    tx = train_only(optimizer, {path: labels[path] for path in trained})
+    steps = Steps(functional, tx, "categorical", augment=augment)
+    return steps, TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32)), frozen
+
+
+def make_batch(valid=4, rows=4, image_size=32, seed=0):
+    rng = np.random.default_rng(seed)
+    batch = {
+        "images": rng.integers(0, 256, (rows, image_size, image_size, 3), np.uint8),
+        "labels": rng.integers(0, 3, rows).astype(np.int32),
+        "valid": np.arange(rows) < valid,
+        "content": rng.integers(0, 2**32, (rows, 3), np.uint32),
+    }
+    return {name: jnp.asarray(value) for name, value in batch.items()}
+
+
+def copied(tree):
+    return jax.tree.map(np.array, tree)
+
+
+EPOCH = jnp.asarray(1, jnp.uint32)
+
+
+@pytest.mark.parametrize("boundary", ["conv5_1", "conv4_2", "head"])
+def test_frozen_parameters_stay_and_trained_ones_move(boundary):
+    steps, state, frozen = prepare(boundary)
+    before, frozen_before = copied(state.trained), copied(frozen)
+    totals = Totals.zero()
+    for i in range(3):
+        state, totals = steps.train(state, totals, frozen, make_batch(seed=i), EPOCH)
+    for path, value in frozen.items():
+        np.testing.assert_array_equal(value, frozen_before[path], err_msg=path)
+    for path, value in state.trained.items():
+        assert not np.array_equal(value, before[path]), path
+    assert int(state.step) == 3
+    assert int(totals.examples) == 12
+
+
+def test_the_optimizer_holds_no_state_for_frozen_parameters():
+    _, state, frozen = prepare("conv5_1")
+    paths = {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state.optimizer)}
+    for path in frozen:
+        assert not any(path in other for other in paths), path
+    for path in state.trained:
+        assert any(path in other for other in paths), path
+
+
+def test_padding_rows_count_for_nothing():
+    results = []
+    for rows, filler in ((3, 0), (8, 1)):
+        steps, state, frozen = prepare()
+        small, large = make_batch(3, 3), make_batch(3, rows, seed=filler)
+        batch = {name: value.at[:3].set(small[name]) for name, value in large.items()}
+        state, totals = steps.train(state, Totals.zero(), frozen, batch, EPOCH)
+        results.append((copied(state.trained), copied(totals)))
+    assert results[0][1].examples == results[1][1].examples == 3
+    assert results[0][1].loss == pytest.approx(results[1][1].loss, rel=1e-6)
+    for path, value in results[0][0].items():
+        np.testing.assert_allclose(value, results[1][0][path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def counted(lowered) -> float:
+    """Return the operations that XLA counts in the compiled program."""
+    return (lowered.compile().cost_analysis() or {})["flops"]
+
+
+def test_a_step_costs_no_more_than_the_prefix_and_three_suffixes():
+    size, rows = 96, 8
+    steps, state, frozen = prepare(image_size=size)
+    batch = make_batch(rows, rows, image_size=size)
+    parameters = {**state.trained, **frozen}
+
+    def flops(function, *args) -> float:
+        return counted(jax.jit(function).lower(*args))
+
+    def prefix(parameters, images):
+        return steps.functional.bind(parameters).prefix(images)
+
+    def suffix(parameters, features):
+        return steps.functional.bind(parameters).suffix(features)
+
+    features = jax.eval_shape(prefix, parameters, batch["images"])
+    allowed = flops(prefix, parameters, batch["images"]) + 3 * flops(suffix, parameters, features)
+    lowered = Steps.train.lower(steps, state, Totals.zero(), frozen, batch, EPOCH)
+    used = counted(lowered)
+    assert 0.5 * allowed < used <= 1.02 * allowed
+
+
+def test_evaluation_needs_no_key_and_repeats():
+    steps, state, frozen = prepare()
+    batch = make_batch()
+    losses, shares = steps.evaluate(state.trained, frozen, batch)
+    again, _ = steps.evaluate(state.trained, frozen, batch)
+    np.testing.assert_array_equal(losses, again)
+    np.testing.assert_allclose(np.asarray(shares).sum(1), 1, rtol=1e-5)
+    assert losses.shape == (4,)
+
+
+def test_keys_depend_on_seed_epoch_content_and_occurrence_alone():
+    content = jnp.asarray([[1, 2, 0], [1, 2, 1], [3, 2, 0], [1, 2, 0]], jnp.uint32)
+    keys = jax.random.key_data(example_keys(0, EPOCH, content))
+    np.testing.assert_array_equal(keys[0], keys[3])
+    assert len({tuple(key) for key in keys.tolist()}) == 3
+    one = jax.random.key_data(example_keys(0, EPOCH, content[2:3]))
+    np.testing.assert_array_equal(one[0], keys[2])
+    for other in (example_keys(1, EPOCH, content), example_keys(0, EPOCH + 1, content)):
+        assert not np.array_equal(jax.random.key_data(other)[0], keys[0])
+
+
+def test_two_devices_take_the_same_step_as_one():
+    code = """
+import sys
+sys.path.insert(0, 'tests')
+import jax, numpy as np
+from test_steps import EPOCH, make_batch, prepare
+from vgg_jax.training.steps import Totals, data_mesh, put_batch, replicate
+steps, state, frozen = prepare()
+mesh = data_mesh()
+state, totals = steps.train(
+    replicate(mesh, state), replicate(mesh, Totals.zero()), replicate(mesh, frozen),
+    put_batch(mesh, make_batch(3, 4)), EPOCH)
+print(jax.device_count(), float(totals.loss), float(abs(state.trained['head/hidden/kernel']).sum()))
+"""
+    outputs = []
+    for devices in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "HOME": "/nowhere",
+            },
+        )
+        outputs.append([float(word) for word in done.stdout.split()])
+    assert [output[0] for output in outputs] == [1, 2]
+    np.testing.assert_allclose(outputs[0][1:], outputs[1][1:], rtol=1e-5)

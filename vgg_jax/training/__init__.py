@@ -1,0 +1,1 @@
+"""Steps, loop, metrics and checkpoints of a training."""

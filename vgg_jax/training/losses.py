@@ -1,0 +1,42 @@
+"""Losses and the probabilities that belong to them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from vgg_jax.config import LossName
+
+_KERAS_EPSILON = 1e-7  # keras.config.epsilon(), to which Keras clips probabilities
+
+
+def example_losses(
+    name: LossName, logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Return the loss of each example, `[B]`.
+
+    Args:
+        name: categorical: cross-entropy of the softmax. binary: mean over the classes of the binary
+            cross-entropy of the sigmoids. keras-binary: the same of the softmax's outputs, which is
+            what `loss="binary_crossentropy"` over a softmax gives in Keras.
+        logits: `[B, K]`.
+        labels: `[B]`, class numbers.
+        label_smoothing: Share of each target that is spread evenly: over the K classes for
+            categorical, over yes and no for the binary losses, as in Keras.
+    """
+    classes = logits.shape[-1]
+    targets = jax.nn.one_hot(labels, classes)
+    even = 1 / classes if name == "categorical" else 0.5
+    targets = targets * (1 - label_smoothing) + label_smoothing * even
+    if name == "categorical":
+        return -(targets * jax.nn.log_softmax(logits)).sum(-1)
+    if name == "binary":
+        yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+        return -(targets * yes + (1 - targets) * no).mean(-1)
+    shares = jnp.clip(jax.nn.softmax(logits), _KERAS_EPSILON, 1 - _KERAS_EPSILON)
+    return -(targets * jnp.log(shares) + (1 - targets) * jnp.log(1 - shares)).mean(-1)
+
+
+def probabilities(name: LossName, logits: jax.Array) -> jax.Array:
+    """Turn logits `[B, K]` into probabilities: sigmoids for binary, else a softmax."""
+    return jax.nn.sigmoid(logits) if name == "binary" else jax.nn.softmax(logits)

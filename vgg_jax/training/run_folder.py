@@ -1,0 +1,187 @@
+"""The folder of a run: `config.toml`, `run.json`, `metrics.jsonl` and `checkpoints/`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from vgg_jax.config import TrainConfig, read_toml
+from vgg_jax.errors import RunError
+from vgg_jax.plugins import find_plugin, parse_choice
+from vgg_jax.progress import EpochMetrics
+from vgg_jax.training.checkpoints import Checkpoints
+
+FORMAT_VERSION = 1
+_PACKAGES = ("vgg-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run must know to be used again; written as `run.json`.
+
+    Attributes:
+        class_names: In the order of the logits.
+        weights: Where the backbone was read from: a folder, or `random:SEED`.
+        weights_digest: Of its arrays; a backbone with another digest is refused.
+        examples: Number of examples by split.
+        packages: Versions of the packages in use when the run was made.
+        plugins: The plugins in use: kind, name, package, version.
+        format_version: Of the folder.
+    """
+
+    class_names: tuple[str, ...]
+    weights: str
+    weights_digest: str
+    examples: dict[str, int]
+    packages: dict[str, str]
+    plugins: list[dict[str, str]]
+    format_version: int = FORMAT_VERSION
+
+
+class RunFolder:
+    """One run on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        """Stand for the run in `path`, which need not exist yet."""
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints")
+
+    def create(self, config: TrainConfig, record: RunRecord) -> None:
+        """Make the folder and write what is known before the first step.
+
+        Raises:
+            RunError: If the folder exists or cannot be made.
+        """
+        self.refuse_existing()
+        try:
+            self.path.mkdir(parents=True)
+            self.write_config(config)
+            (self.path / "run.json").write_text(
+                json.dumps(dataclasses.asdict(record), indent=2) + "\n"
+            )
+        except OSError as error:
+            raise RunError(
+                f"The run folder {self.path} cannot be written: {error.strerror}."
+            ) from error
+
+    def refuse_existing(self) -> None:
+        """Raise `RunError` if the folder exists and is not empty."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(
+                f"The run folder {self.path} exists. Go on with it by `vgg-jax train --run"
+                f" {self.path} --resume`, or name another --run."
+            )
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write the configuration, resolved, as TOML."""
+        (self.path / "config.toml").write_text(
+            tomli_w.dumps(config.as_toml_values()), encoding="utf-8"
+        )
+
+    def read_config(self) -> TrainConfig:
+        """Read the configuration.
+
+        Raises:
+            RunError: If this is no run.
+            ConfigError: If the file was changed to something that is no configuration.
+        """
+        self.read_record()
+        return TrainConfig.from_values(read_toml(self.path / "config.toml"))
+
+    def read_record(self) -> RunRecord:
+        """Read `run.json`.
+
+        Raises:
+            RunError: If this is no run, or one of another version.
+        """
+        try:
+            values: dict[str, Any] = json.loads(
+                (self.path / "run.json").read_text(encoding="utf-8")
+            )
+        except FileNotFoundError as error:
+            missing = "has no run.json" if self.path.is_dir() else "does not exist"
+            raise RunError(
+                f"{self.path} is not a run: it {missing}. Runs are made by `vgg-jax train`."
+            ) from error
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / 'run.json'} cannot be read: {error}.") from error
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if version != FORMAT_VERSION:
+            made_by = (
+                values.get("packages", {}).get("vgg-jax", "unknown")
+                if isinstance(values, dict)
+                else "unknown"
+            )
+            raise RunError(
+                f"{self.path} has format version {version!r} (made by vgg-jax {made_by}); this is"
+                f" vgg-jax {metadata.version('vgg-jax')}, which reads version {FORMAT_VERSION}. Use"
+                " that version of vgg-jax."
+            )
+        try:
+            return RunRecord(**{**values, "class_names": tuple(values["class_names"])})
+        except (TypeError, KeyError) as error:
+            raise RunError(f"{self.path / 'run.json'} is incomplete: {error}.") from error
+
+    def read_metrics(self) -> list[EpochMetrics]:
+        """Return what each completed epoch gave."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return []
+        return [EpochMetrics(**json.loads(line)) for line in file.read_text().splitlines()]
+
+    def append_metrics(self, metrics: EpochMetrics) -> None:
+        """Add one epoch to `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
+
+    def cut_metrics(self, epoch: int) -> list[EpochMetrics]:
+        """Forget what comes after `epoch`, and a torn last line; returns what is left."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines()[:epoch] if file.exists() else []
+        scratch = file.with_suffix(".tmp")
+        scratch.write_text("".join(line + "\n" for line in lines))
+        scratch.replace(file)
+        return self.read_metrics()
+
+
+def new_record(
+    config: TrainConfig,
+    *,
+    class_names: tuple[str, ...],
+    weights: str,
+    weights_digest: str,
+    examples: dict[str, int],
+) -> RunRecord:
+    """Build the record of a new run; adds the versions of packages and plugins."""
+    refs = [parse_choice(text).ref for text in config.augment]
+    plugins = [find_plugin("augmentation", ref) for ref in refs]
+    plugins.insert(0, find_plugin("head", parse_choice(config.head).ref))
+    return RunRecord(
+        class_names=class_names,
+        weights=weights,
+        weights_digest=weights_digest,
+        examples=examples,
+        packages={name: metadata.version(name) for name in _PACKAGES},
+        plugins=[
+            {"kind": p.kind, "name": p.name, "package": p.package, "version": p.version}
+            for p in plugins
+        ],
+    )
+
+
+def free_run_path(config: TrainConfig, parent: Path = Path("runs")) -> Path:
+    """Return the first `runs/<data>-<head>-<n>` that does not exist."""
+    data = re.sub(
+        r"[^\w.-]+", "-", Path(config.data).name or Path(config.data).resolve().name
+    ).strip("-.")
+    head = parse_choice(config.head).ref.rpartition("/")[2]
+    n = 1
+    while (path := parent / f"{data or 'data'}-{head}-{n}").exists():
+        n += 1
+    return path

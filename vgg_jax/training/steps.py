@@ -1,0 +1,138 @@
+"""The compiled steps, pure functions of parameters, optimizer state and a batch, on a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from vgg_jax.config import LossName
+from vgg_jax.model.classifier import Functional, Parameters
+from vgg_jax.training.losses import example_losses, probabilities
+
+Batch = Mapping[
+    str, jax.Array
+]  # images, labels, valid, content, as in `vgg_jax.data.pipeline.Batch`
+
+
+class ImageTransform(Protocol):
+    """What a chain of augmentations does on the device."""
+
+    def apply(self, keys: jax.Array, images: jax.Array) -> jax.Array:
+        """Map images `[B, H, W, 3]`, one key each, to float32 ones in [0, 1]."""
+        ...
+
+
+class TrainState(NamedTuple):
+    """What a step changes: trained parameters, the optimizer's state, the steps taken."""
+
+    trained: Parameters
+    optimizer: optax.OptState
+    step: jax.Array
+
+
+class Totals(NamedTuple):
+    """Sums over the examples seen so far: their losses, how many were right, how many they are."""
+
+    loss: jax.Array
+    correct: jax.Array
+    examples: jax.Array
+
+    @classmethod
+    def zero(cls) -> Totals:
+        """Return the sums over no examples."""
+        return cls(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compiled once for each instance
+class Steps:
+    """The two steps of one training, compiled at their first call.
+
+    Attributes:
+        functional: The classifier as pure functions.
+        tx: Optimizer of the trained parameters.
+        loss: Name of the loss.
+        label_smoothing: Of the training loss; evaluation has none.
+        augment: Applied to training images, or None.
+        seed: Of augmentation and dropout.
+    """
+
+    functional: Functional
+    tx: optax.GradientTransformation
+    loss: LossName
+    label_smoothing: float = 0.0
+    augment: ImageTransform | None = None
+    seed: int = 0
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+    def train(
+        self, state: TrainState, totals: Totals, frozen: Parameters, batch: Batch, epoch: jax.Array
+    ) -> tuple[TrainState, Totals]:
+        """Take one optimizer step on a batch; returns the new state and the running sums."""
+        images = batch["images"]
+        if self.augment is not None:
+            keys = example_keys(self.seed, epoch, batch["content"])
+            images = self.augment.apply(keys, images)
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        features = jax.lax.stop_gradient(
+            self.functional.bind({**state.trained, **frozen}).prefix(images)
+        )
+        valid = batch["valid"]
+        count = jnp.maximum(valid.sum(), 1)
+
+        def mean_loss(trained: Parameters) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            logits = self.functional.bind({**trained, **frozen}, key).suffix(features)
+            losses = example_losses(self.loss, logits, batch["labels"], self.label_smoothing)
+            loss_sum = jnp.where(valid, losses, 0).sum()
+            return loss_sum / count, (loss_sum, logits)
+
+        gradients, (loss_sum, logits) = jax.grad(mean_loss, has_aux=True)(state.trained)
+        updates, optimizer = self.tx.update(gradients, state.optimizer, state.trained)
+        trained = cast("Parameters", optax.apply_updates(state.trained, updates))
+        correct = (valid & (logits.argmax(-1) == batch["labels"])).sum()
+        totals = Totals(
+            totals.loss + loss_sum, totals.correct + correct, totals.examples + valid.sum()
+        )
+        return TrainState(trained, optimizer, state.step + 1), totals
+
+    @partial(jax.jit, static_argnums=0)
+    def evaluate(
+        self, trained: Parameters, frozen: Parameters, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the loss `[B]` and the probabilities `[B, K]`, nothing random involved."""
+        logits = self.functional.bind({**trained, **frozen})(batch["images"])
+        return example_losses(self.loss, logits, batch["labels"]), probabilities(self.loss, logits)
+
+
+def example_keys(seed: int, epoch: jax.Array, content: jax.Array) -> jax.Array:
+    """Derive a random key `[B]` for each example from its content, uint32 `[B, 3]`."""
+    base = jax.random.fold_in(jax.random.key(seed), epoch)
+
+    def one(words: jax.Array) -> jax.Array:
+        key = base
+        for i in range(words.shape[0]):
+            key = jax.random.fold_in(key, words[i])
+        return key
+
+    return jax.vmap(one)(content)
+
+
+def data_mesh() -> jax.sharding.Mesh:
+    """Return a mesh of one axis, `data`, over all devices."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def put_batch(mesh: jax.sharding.Mesh, batch: Mapping[str, Any]) -> Batch:
+    """Transfer a batch, its rows spread over the mesh."""
+    return jax.device_put(dict(batch), NamedSharding(mesh, PartitionSpec("data")))
+
+
+def replicate(mesh: jax.sharding.Mesh, tree: Any) -> Any:
+    """Copy a tree to every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
