@@ -1,0 +1,198 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+from weight_files import write_published_h5
+
+from vgg_jax.cli.app import app
+
+runner = CliRunner()
+
+
+def invoke(*words: object, code: int = 0, stdin: str | None = None):
+    result = runner.invoke(app, [str(word) for word in words], input=stdin)
+    assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+    return result
+
+
+def flags(options) -> list[str]:
+    return [
+        word
+        for name, value in options.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom vgg_jax.cli.app import app\n"
+        "try: app(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'jax', 'flax', 'rich', 'h5py', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("convert-weights", "train", "evaluate", "predict", "summary", "plugins"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["train"], ["evaluate"], ["predict"], ["summary"], ["plugins", "list"]]
+)
+def test_every_command_has_help(words):
+    assert "Usage" in invoke(*words, "--help").stdout
+
+
+def test_version():
+    assert invoke("--version").stdout.startswith("vgg-jax 0.")
+
+
+def test_what_the_parser_refuses_is_exit_code_2():
+    invoke("train", "--epochs", "many", code=2)
+    invoke("train", "--no-such-option", code=2)
+    invoke("no-such-command", code=2)
+    invoke("evaluate", "run", "--split", "all", code=2)
+
+
+def test_convert_weights(tmp_path):
+    write_published_h5(tmp_path / "narrow.h5")
+    words = ["convert-weights", tmp_path / "narrow.h5", "--out", tmp_path / "out"]
+    assert "Wrote" in invoke(*words).stdout
+    assert "Already there" in invoke(*words).stdout
+    result = json.loads(invoke(*words, "--json").stdout)
+    assert result["width"] == 1 / 16
+    assert result["written"] is False
+    (tmp_path / "text.h5").write_text("no weights")
+    failed = invoke("convert-weights", tmp_path / "text.h5", code=1)
+    assert failed.stdout == ""
+    assert failed.stderr.startswith("Error: ")
+    assert "Traceback" not in failed.stderr
+
+
+def test_train_evaluate_predict(options, photos, tmp_path):
+    run = tmp_path / "run"
+    trained = invoke("train", *flags({**options, "epochs": 1, "run": run}))
+    assert f"Run: {run}" in trained.stdout
+    assert "epoch 1/1" in trained.stderr
+    assert "epoch 1/1" not in trained.stdout
+    assert "accuracy" in invoke("evaluate", run).stdout
+    picture = photos / "test" / "rings" / "0.png"
+    assert invoke("predict", run, picture).stdout.startswith(f"{picture}: ")
+    again = json.loads(invoke("train", "--run", run, "--resume", "--epochs", 2, "--json").stdout)
+    assert [epoch["epoch"] for epoch in again["epochs"]] == [1, 2]
+    exists = invoke("train", *flags({**options, "run": run}), code=1)
+    assert "--resume" in exists.stderr
+
+
+def test_evaluate_as_json(run):
+    result = json.loads(invoke("evaluate", run.path, "--json").stdout)
+    assert set(result) == {"loss", "accuracy", "top_k", "classes", "confusion_matrix", "examples"}
+    assert set(result["classes"]["rings"]) == {"precision", "recall", "f1", "support"}
+    assert result["examples"] == 9
+
+
+def test_predict_as_json_and_csv(run, photos):
+    folder = photos / "test" / "dots"
+    result = json.loads(invoke("predict", run.path, folder, "--json", "--top", 2).stdout)
+    assert [Path(p["path"]).name for p in result["predictions"]] == ["0.png", "1.png", "2.png"]
+    assert len(result["predictions"][0]["top"]) == 2
+    rows = list(csv.DictReader(io.StringIO(invoke("predict", run.path, folder, "--csv").stdout)))
+    assert rows[0].keys() == {"path", "class", "dots", "rings", "stripes"}
+    assert sum(float(rows[0][name]) for name in ("dots", "rings", "stripes")) == pytest.approx(
+        1, abs=1e-5
+    )
+    invoke("predict", run.path, folder, "--csv", "--json", code=1)
+
+
+def test_predict_reads_paths_from_standard_input(run, photos):
+    picture = photos / "test" / "dots" / "0.png"
+    lines = invoke("predict", run.path, "-", stdin=f"{picture}\n{picture}\n").stdout.splitlines()
+    assert len(lines) == 2
+
+
+def test_a_broken_picture_gets_its_line_and_exit_code_1(run, photos, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"")
+    result = invoke("predict", run.path, broken, photos / "test" / "dots" / "0.png", code=1)
+    assert len(result.stdout.splitlines()) == 1
+    assert "broken.jpg" in result.stderr
+
+
+def test_summary_and_plugins(run):
+    assert "15,353,054,464 multiply-adds" in invoke("summary").stdout
+    assert json.loads(invoke("summary", run.path, "--json").stdout)["image_size"] == 32
+    listed = json.loads(invoke("plugins", "list", "--kind", "head", "--json").stdout)["plugins"]
+    assert [plugin["name"] for plugin in listed] == ["dense256", "linear"]
+    assert "rotation" in invoke("plugins", "list").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--data", "no/such"], "No such folder"),
+        (["train", "--head", "dens256"], "Did you mean 'dense256'"),
+        (["train", "--augment", "rotate"], "Installed"),
+        (["train", "--augment", "rotation:degree=3"], "Did you mean 'degrees'"),
+        (["train", "--train-from", "conv5-1"], "Did you mean 'conv5_1'"),
+        (["train", "--learning-rate", "0"], "above 0"),
+        (["train", "--config", "none.toml"], "No such file"),
+        (["train", "--resume"], "--run"),
+        (["evaluate", "no/such/run"], "does not exist"),
+        (["predict", "no/such/run", "x.jpg"], "does not exist"),
+        (["summary", "no/such/run"], "does not exist"),
+        (["convert-weights"], "FILE.h5"),
+    ],
+)
+def test_a_failure_is_one_to_three_lines_on_standard_error(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*words, code=1)
+    assert message in result.stderr
+    assert result.stdout == ""
+    error = result.stderr[result.stderr.index("Error: ") :]
+    assert len(error.splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda data: shutil.rmtree(data / "train" / "dots"), "dots"),
+        (lambda data: [p.unlink() for p in (data / "train" / "dots").iterdir()], "dots"),
+        (lambda data: [shutil.rmtree(p) for p in data.glob("*/[dr]*")], "a single class"),
+        (lambda data: (data / "validation" / "rings" / "1.png").write_bytes(b""), "1.png"),
+        (lambda data: (data / "train" / "rings" / "1.png").write_text("text"), "1.png"),
+    ],
+)
+def test_spoilt_data_are_named(options, photos, tmp_path, spoil, message):
+    data = tmp_path / "photos"
+    shutil.copytree(photos, data)
+    spoil(data)
+    changed = {**options, "data": data, "run": tmp_path / "run", "epochs": 1}
+    assert message in invoke("train", *flags(changed), code=1).stderr
+
+
+def test_python_m_is_the_command_line_and_importing_is_light():
+    code = (
+        "import sys, vgg_jax\nassert vgg_jax.__version__\n"
+        "sys.exit(str({'jax', 'typer', 'numpy'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "", done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "vgg_jax", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ,
+    )
+    assert done.stdout.startswith("vgg-jax")

@@ -1,0 +1,90 @@
+"""Prediction of single pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vgg_jax.errors import DataError
+from vgg_jax.workflows.load import load_backbone, load_classifier
+from vgg_jax.workflows.predict import predict
+
+
+def test_pictures_and_folders_are_predicted_in_order(run, photos):
+    rings = photos / "test" / "rings"
+    results = list(predict(run.path, [rings / "2.png", photos / "test"]))
+    assert [r.path for r in results[:2]] == [
+        str(rings / "2.png"),
+        str(photos / "test" / "dots" / "0.png"),
+    ]
+    assert len(results) == 10
+    for result in results:
+        shares = list(result.probabilities.values())
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert result.error is None
+    again = next(r for r in results[1:] if r.path == results[0].path)
+    assert again.probabilities == pytest.approx(results[0].probabilities, abs=1e-6)
+
+
+def test_more_pictures_than_a_batch(run, photos):
+    paths = [photos / "test" / "dots" / "0.png"] * 70
+    results = list(predict(run.path, paths))
+    assert len(results) == 70
+    assert results[0].probabilities == results[-1].probabilities
+
+
+def test_a_broken_picture_does_not_stop_the_others(run, photos, tmp_path):
+    good = photos / "test" / "dots" / "0.png"
+    text, missing = tmp_path / "text.jpg", tmp_path / "missing.jpg"
+    text.write_text("no picture")
+    results = list(predict(run.path, [text, good, missing, good]))
+    assert [r.error is None for r in results] == [False, True, False, True]
+    assert "text.jpg" in str(results[0].error)
+    assert "missing.jpg" in str(results[2].error)
+    assert results[0].as_dict(1).keys() == {"path", "error"}
+
+
+def test_no_pictures_at_all_is_an_error(run, tmp_path):
+    with pytest.raises(DataError, match="no pictures"):
+        predict(run.path, [tmp_path])
+
+
+def test_the_classifier_takes_both_image_types(run):
+    classifier = load_classifier(run.path)
+    assert classifier.class_names == ("dots", "rings", "stripes")
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    shares = classifier.predict(images)
+    assert shares.shape == (2, 3)
+    floats = (images / 255).astype(np.float32)
+    np.testing.assert_allclose(classifier.predict(floats), shares, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((32, 32, 3), np.uint8),
+        np.zeros((1, 40, 32, 3), np.uint8),
+        np.zeros((1, 32, 32, 3), np.int64),
+    ],
+)
+def test_images_of_another_form_are_refused(run, images):
+    with pytest.raises(DataError, match=r"shape \[B, 32, 32, 3\]"):
+        load_classifier(run.path).predict(images)
+
+
+def test_a_picture_is_resized_as_in_training(run, photos):
+    path = photos / "test" / "dots" / "0.png"
+    resized = Image.open(path).resize((32, 32), Image.Resampling.BILINEAR)
+    shares = load_classifier(run.path).predict(np.asarray(resized)[None])[0]
+    result = next(iter(predict(run.path, [path])))
+    by_name = [result.probabilities[name] for name in ("dots", "rings", "stripes")]
+    np.testing.assert_allclose(by_name, shares, atol=1e-6)
+
+
+def test_load_backbone_reads_a_folder(weights):
+    backbone = load_backbone(weights)
+    assert backbone.width == 1 / 16
+    images = np.zeros((1, 64, 64, 3), np.uint8)
+    assert backbone.run(backbone.normalise(images), stop="conv5_1").shape == (1, 4, 4, 32)

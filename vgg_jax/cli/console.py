@@ -1,0 +1,193 @@
+"""What the commands share: how errors end a command, how results and progress are shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vgg_jax.errors import VggJaxError
+from vgg_jax.progress import EpochMetrics, Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def user_errors() -> Generator[None]:
+    """End the command with code 1 and the message at an expected failure, with 130 at Ctrl-C."""
+    try:
+        yield
+    except VggJaxError as error:
+        say(f"Error: {error}")
+        raise typer.Exit(EXIT_FAILED) from error
+    except KeyboardInterrupt as error:
+        say("Interrupted.")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+    except BrokenPipeError as error:  # the reader of the output, such as `head`, has had enough
+        sys.stderr.close()
+        raise typer.Exit(EXIT_FAILED) from error
+
+
+def say(text: str) -> None:
+    """Print to standard error, where everything but results goes."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(result: Any) -> None:
+    """Print a result as one JSON object."""
+    print(json.dumps(result), flush=True)
+
+
+def print_table(header: list[str], rows: list[list[str]], left: int = 1) -> None:
+    """Print aligned columns, the first `left` of them flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def console_progress() -> Progress:
+    """Return a progress bar on a terminal, plain lines elsewhere."""
+    return _BarProgress() if sys.stderr.isatty() else LineProgress()
+
+
+class LineProgress(Progress):
+    """Progress as plain lines on standard error, at most one in ten seconds within an epoch."""
+
+    def __init__(self) -> None:
+        """Start silent."""
+        self._epoch = self._epochs = self._steps = 0
+        self._last_line = 0.0
+        self._what = ""
+        self._total = self._done = 0
+
+    def note(self, text: str) -> None:
+        """Print the sentence."""
+        say(text)
+
+    def warn(self, text: str) -> None:
+        """Print the sentence as a warning."""
+        say(f"Warning: {text}")
+
+    def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
+        """Remember where the training stands."""
+        self._epoch, self._epochs, self._steps = epoch, epochs, steps
+        self._last_line = time.monotonic()
+
+    def step_done(self, step: int, images_per_second: float, loss: float, accuracy: float) -> None:
+        """Print a line now and then."""
+        if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES and step < self._steps:
+            self._last_line = time.monotonic()
+            say(
+                f"epoch {self._epoch}/{self._epochs}  step {step}/{self._steps}  "
+                f"{images_per_second:.1f} images/s  loss {loss:.4f}  accuracy {accuracy:.3f}"
+            )
+
+    def epoch_done(self, metrics: EpochMetrics, best: bool) -> None:
+        """Print the epoch's line."""
+        say(_epoch_line(metrics, self._epochs, best))
+
+    def work_started(self, what: str, total: int) -> None:
+        """Print what starts."""
+        self._what, self._total, self._done = what, total, 0
+        self._last_line = time.monotonic()
+        say(f"{what}: {total} images")
+
+    def work_done(self, count: int) -> None:
+        """Print a line now and then."""
+        self._done += count
+        if (
+            time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES
+            and self._done < self._total
+        ):
+            self._last_line = time.monotonic()
+            say(f"{self._what}: {self._done} of {self._total}")
+
+
+class _BarProgress(Progress):
+    """Progress as a bar of Rich on a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+        self._task: Any = None
+        self._epochs = 0
+
+    def _start(self, description: str, total: int, unit: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        if self._bar is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+            )
+            fields = (
+                TextColumn("{task.fields[unit]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self._bar = Bar(*columns, *fields, console=Console(stderr=True), transient=True)
+            self._bar.start()
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(description, total=total, unit=unit, text="")
+
+    def note(self, text: str) -> None:
+        self._print(text)
+
+    def warn(self, text: str) -> None:
+        self._print(f"Warning: {text}")
+
+    def _print(self, text: str) -> None:
+        if self._bar is None:
+            say(text)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False)
+
+    def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
+        self._epochs = epochs
+        self._start(f"epoch {epoch}/{epochs}", steps, "steps")
+
+    def step_done(self, step: int, images_per_second: float, loss: float, accuracy: float) -> None:
+        if self._bar is not None:
+            text = f"{images_per_second:.1f} images/s  loss {loss:.4f}  accuracy {accuracy:.3f}"
+            self._bar.update(self._task, completed=step, text=text)
+
+    def epoch_done(self, metrics: EpochMetrics, best: bool) -> None:
+        self._print(_epoch_line(metrics, self._epochs, best))
+
+    def work_started(self, what: str, total: int) -> None:
+        self._start(what, total, "images")
+
+    def work_done(self, count: int) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task, count)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+
+
+def _epoch_line(metrics: EpochMetrics, epochs: int, best: bool) -> str:
+    return (
+        f"epoch {metrics.epoch}/{epochs}  {metrics.seconds:.1f} s  {metrics.images_per_second:.1f}"
+        f" images/s  loss {metrics.loss:.4f}  accuracy {metrics.accuracy:.3f}  validation loss"
+        f" {metrics.validation_loss:.4f}  accuracy"
+        f" {metrics.validation_accuracy:.3f}{'  best' if best else ''}"
+    )

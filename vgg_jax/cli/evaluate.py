@@ -1,0 +1,75 @@
+"""`vgg-jax evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vgg_jax.cli.console import console_progress, print_json, print_table, user_errors
+
+if TYPE_CHECKING:
+    from vgg_jax.training.metrics import Evaluation
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    data: Annotated[str | None, typer.Option(help="Other data than the run's own.")] = None,
+    split: Annotated[
+        Literal["train", "validation", "test"], typer.Option(help="Which examples.")
+    ] = "test",
+    checkpoint: Annotated[
+        Literal["best", "latest"],
+        typer.Option(help="Best by validation accuracy, or the latest epoch."),
+    ] = "best",
+    weights: Annotated[
+        str | None, typer.Option(help="Where the backbone is, if it was moved since the training.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Evaluate a run: loss, accuracy, and how each class fares."""
+    with user_errors():
+        from vgg_jax.workflows.evaluate import evaluate as evaluate_run
+
+        progress = console_progress()
+        try:
+            result = evaluate_run(
+                run,
+                data=data,
+                split=split,
+                checkpoint=checkpoint,
+                weights=weights,
+                progress=progress,
+            )
+        finally:
+            progress.close()
+        if as_json:
+            print_json(result.as_dict())
+        else:
+            _report(result)
+
+
+def _report(result: Evaluation) -> None:
+    ranks = "".join(f", top {k} {share:.3f}" for k, share in result.top_k.items() if k > 1)
+    print(
+        f"loss {result.loss:.4f}, accuracy {result.accuracy:.3f}{ranks}, {result.examples} images\n"
+    )
+    print_table(
+        ["class", "precision", "recall", "F1", "support"],
+        [
+            [name, f"{c.precision:.3f}", f"{c.recall:.3f}", f"{c.f1:.3f}", str(c.support)]
+            for name, c in result.classes.items()
+        ],
+    )
+    print("\nconfusion matrix (rows: true, columns: predicted)")
+    numbers = [str(i) for i in range(1, len(result.classes) + 1)]
+    print_table(
+        ["", *numbers],
+        [
+            [f"{number} {name}", *map(str, row)]
+            for number, name, row in zip(
+                numbers, result.classes, result.confusion_matrix, strict=True
+            )
+        ],
+    )

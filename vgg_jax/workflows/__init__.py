@@ -1,0 +1,1 @@
+"""One function a command: options in, result out."""
