@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from convert import CONVERT, ENVIRONMENT, conversions, measure, write_weights
+from convert import CONVERT, ENVIRONMENT, Measured, conversions, measure, write_weights
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"
@@ -76,20 +76,20 @@ def train_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         measured = measure(VGG_JAX, "train", *ours, *common)
         lines = (run / "metrics.jsonl").read_text().splitlines()
         seconds = [json.loads(line)["seconds"] for line in lines]
-        yield training("vgg-jax", seconds, measured.peak_mb, images)
+        yield training("vgg-jax", seconds, measured, images)
         for backend in backends:
             theirs = (args.peer, args.data, "--weights", h5, "--backend", backend)
             measured = measure(PEER, *theirs, *common, python=args.keras_python)
             result = json.loads(measured.output.splitlines()[-1])
-            yield training(result["peer"], result["seconds_per_epoch"], measured.peak_mb, images)
+            yield training(result["peer"], result["seconds_per_epoch"], measured, images)
 
 
-def training(who: str, seconds: list[float], peak_mb: float, images: int) -> Case:
+def training(who: str, seconds: list[float], measured: Measured, images: int) -> Case:
     """Return the case of one training; later epochs are those without compilation."""
     later = statistics.mean(seconds[1:] or seconds)
     text = (
         f"first epoch {seconds[0]:.1f} s, later {later:.1f} s"
-        f" ({1000 * later / images:.0f} ms an image); peak {peak_mb:.0f} MB"
+        f" ({1000 * later / images:.0f} ms an image); peak {measured.peak_mb:.0f} MB"
     )
     return Case(
         "train",
@@ -97,7 +97,8 @@ def training(who: str, seconds: list[float], peak_mb: float, images: int) -> Cas
         who=who,
         seconds_per_epoch=[round(value, 2) for value in seconds],
         ms_per_image=round(1000 * later / images, 1),
-        peak_mb=round(peak_mb),
+        others_cores=measured.others_cores,
+        peak_mb=round(measured.peak_mb),
     )
 
 
@@ -131,6 +132,7 @@ def predict_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         seconds=round(best.seconds, 2),
         seconds_imports=round(least.seconds, 2),
         seconds_beyond=round(beyond, 2),
+        others_cores=best.others_cores,
         peak_mb=round(best.peak_mb),
         peak_mb_imports=round(least.peak_mb),
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 TESTS = Path(__file__).parent.parent / "tests"
 
@@ -45,16 +48,24 @@ convert_weights(sys.argv[1], Path(sys.argv[2]))
 
 
 class Measured(NamedTuple):
-    """Seconds from start to end of a process, its peak memory in MB, what it printed."""
+    """What a process came to.
+
+    Attributes:
+        seconds: From start to end.
+        peak_mb: Of its memory.
+        others_cores: How many cores other processes kept busy meanwhile; figures count if about 0.
+        output: What it printed.
+    """
 
     seconds: float
     peak_mb: float
+    others_cores: float
     output: str
 
 
 def measure(code: str, *arguments: str | Path, python: str | Path = sys.executable) -> Measured:
     """Run code in a fresh Python; `arguments` are its `sys.argv[1:]`."""
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), _others_busy_seconds()
     done = subprocess.run(
         [python, "-c", PEAK + code, *arguments],
         capture_output=True,
@@ -62,10 +73,17 @@ def measure(code: str, *arguments: str | Path, python: str | Path = sys.executab
         env=ENVIRONMENT,
     )
     seconds = time.perf_counter() - start
+    others_cores = (_others_busy_seconds() - busy) / seconds
     if done.returncode:
         sys.exit(f"{done.stdout}{done.stderr}\nfailed: {' '.join(map(str, arguments))}")
     output, _, peak = done.stdout.rstrip("\n").rpartition("\n")
-    return Measured(seconds, int(peak) / 1e6, output)
+    return Measured(seconds, int(peak) / 1e6, round(others_cores, 2), output)
+
+
+def _others_busy_seconds() -> float:
+    """Return the processors' busy seconds since the start, those of finished children left out."""
+    times, children = psutil.cpu_times(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return times.user + times.system + times.nice - children.ru_utime - children.ru_stime
 
 
 def write_weights(path: Path, *, top: bool = False) -> Path:
@@ -96,6 +114,7 @@ def conversions(folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
             "seconds": round(best.seconds, 2),
             "seconds_imports": round(least.seconds, 2),
             "seconds_beyond": round(best.seconds - least.seconds, 2),
+            "others_cores": best.others_cores,
             "peak_mb": round(best.peak_mb),
             "peak_mb_imports": round(least.peak_mb),
             "peak_beyond_per_file": round((best.peak_mb - least.peak_mb) / size_mb, 2),

@@ -65,7 +65,7 @@ def test_the_best_of_an_earlier_session_is_kept(tmp_path):
 def test_what_is_saved_comes_back_to_the_bit(tmp_path):
     checkpoints = save_epochs(tmp_path, [0.5, 0.9, 0.4])
     restored = checkpoints.restore(2, with_optimizer=True)
-    assert (restored.epoch, restored.step) == (2, 20)
+    assert (restored.metrics.epoch, restored.metrics.step) == (2, 20)
     assert restored.early_stopping == EarlyStopping(1.0, 2)
     np.testing.assert_array_equal(restored.trained["head/kernel"], np.full((64, 64), 2.0))
     back = fill_leaves(state(0).optimizer, restored.optimizer)
@@ -122,10 +122,10 @@ except Exception as error:
     assert "the checkpoint of epoch 1 is intact" in done.stdout
     survivor = Checkpoints(tmp_path / "checkpoints")
     assert survivor.epochs() == [1]
-    assert survivor.restore(survivor.find("best")).step == 10
+    assert survivor.restore(survivor.find("best")).metrics.step == 10
     survivor.save(metrics(2, 0.9), state(2), EarlyStopping())  # there is room again
     survivor.close()
-    assert Checkpoints(tmp_path / "checkpoints").restore(2).step == 20
+    assert Checkpoints(tmp_path / "checkpoints").restore(2).metrics.step == 20
 
 
 def test_early_stopping_counts_epochs_without_a_lower_loss():

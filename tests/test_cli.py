@@ -91,6 +91,10 @@ def test_train_evaluate_predict(options, photos, tmp_path):
     assert invoke("predict", run, picture).stdout.startswith(f"{picture}: ")
     again = json.loads(invoke("train", "--run", run, "--resume", "--epochs", 2, "--json").stdout)
     assert [epoch["epoch"] for epoch in again["epochs"]] == [1, 2]
+    file = tmp_path / "config.toml"
+    file.write_text("seed = 9\n")
+    refused = invoke("train", "--run", run, "--resume", "--config", file, code=1)
+    assert "--seed 9 differs" in refused.stderr
     exists = invoke("train", *flags({**options, "run": run}), code=1)
     assert "--resume" in exists.stderr
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vgg_jax.config import TrainConfig, read_toml
+from vgg_jax.config import ResolvedConfig, TrainConfig, merge_options, read_toml
 from vgg_jax.errors import ConfigError, VggJaxError
 
 
@@ -84,7 +84,7 @@ def test_layer_names_of_keras_are_accepted():
 def test_options_win_over_the_file(tmp_path):
     file = tmp_path / "config.toml"
     file.write_text('epochs = 3\nhead = "linear"\naugment = ["zoom:fraction=0.1"]\n')
-    config = TrainConfig.from_options({"epochs": 7, "head": None}, file)
+    config = TrainConfig.from_values(merge_options({"epochs": 7, "head": None}, file))
     assert (config.epochs, config.head, config.augment) == (7, "linear", ("zoom:fraction=0.1",))
 
 
@@ -95,7 +95,7 @@ def test_a_wrong_file_is_refused(tmp_path, text, message):
     file = tmp_path / "config.toml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        TrainConfig.from_options({}, file)
+        TrainConfig.from_values(merge_options({}, file))
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -106,3 +106,11 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_every_option_is_documented():
     for field in dataclasses.fields(TrainConfig):
         assert f"{field.name}: " in (TrainConfig.__doc__ or ""), field.name
+
+
+def test_a_resolved_configuration_must_be_whole():
+    values = TrainConfig().resolved().as_toml_values()
+    assert ResolvedConfig.from_values(values) == TrainConfig().resolved()
+    del values["epochs"]
+    with pytest.raises(ConfigError, match="'epochs' is missing"):
+        ResolvedConfig.from_values(values)

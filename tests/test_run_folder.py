@@ -11,7 +11,7 @@ import pytest
 
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import RunError
-from vgg_jax.training.run_folder import RunFolder, free_run_path
+from vgg_jax.training.run_folder import RunFolder, claim_run_path
 
 
 @pytest.fixture
@@ -45,11 +45,15 @@ def test_metrics_are_one_object_an_epoch(run):
     }
 
 
-def test_cutting_the_metrics_drops_a_torn_line(copy):
+@pytest.mark.parametrize("tail", ["", '{"epoch": 3, "lo', "\n\n"])
+def test_metrics_are_made_to_end_with_the_checkpoint(run, copy, tail):
     with (copy / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 3, "lo')
-    assert [m.epoch for m in RunFolder(copy).cut_metrics(2)] == [1, 2]
-    assert [m.epoch for m in RunFolder(copy).cut_metrics(1)] == [1]
+        file.write(tail)
+    first, second = run.history
+    assert RunFolder(copy).cut_metrics(second) == [first, second]
+    assert RunFolder(copy).cut_metrics(first) == [first]
+    # and where the line of the checkpoint's epoch was never written
+    assert RunFolder(copy).cut_metrics(second) == [first, second]
 
 
 def test_a_run_of_another_version_is_refused(copy):
@@ -85,11 +89,8 @@ def test_an_existing_run_is_in_the_way(run, tmp_path):
 
 def test_the_first_free_name_is_taken(tmp_path):
     config = TrainConfig(data="../my photos/", head="linear")
-    names = []
-    for _ in range(2):
-        path = free_run_path(config, tmp_path)
-        path.mkdir()
-        names.append(path.name)
+    names = [claim_run_path(config, tmp_path).name for _ in range(2)]
     assert names == ["my-photos-linear-1", "my-photos-linear-2"]
-    assert free_run_path(TrainConfig(data="tfds:mnist/a"), tmp_path).name == "a-dense256-1"
-    assert free_run_path(dataclasses.replace(config, data="."), tmp_path).name.endswith("-linear-1")
+    assert claim_run_path(TrainConfig(data="tfds:mnist/a"), tmp_path).name == "a-dense256-1"
+    here = dataclasses.replace(config, data=".")
+    assert claim_run_path(here, tmp_path).name == f"{Path.cwd().name}-linear-1"

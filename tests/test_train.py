@@ -99,11 +99,25 @@ def test_resuming_a_complete_run_says_so_and_changes_nothing(run):
     assert "complete: 2 epochs" in recorder.notes[-1]
 
 
-def test_resuming_without_an_epoch_says_what_to_do(run, tmp_path):
+def test_a_run_without_a_completed_epoch_starts_with_the_first(run, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(run.path, copy, ignore=shutil.ignore_patterns("epoch_*"))
-    with pytest.raises(RunError, match="no completed epoch"):
-        train(run=str(copy), resume=True)
+    shutil.copytree(run.path, copy, ignore=shutil.ignore_patterns("epoch_*", "metrics.jsonl"))
+    resumed = train(run=str(copy), resume=True)
+    assert [m.loss for m in resumed.history] == [m.loss for m in run.history]
+
+
+def test_resuming_finds_moved_weights(options, weights, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(weights, moved)
+    path = tmp_path / "run"
+    train(**{**options, "weights": str(moved), "epochs": 1}, run=str(path))
+    moved.rename(tmp_path / "elsewhere")
+    with pytest.raises(WeightsError, match="--weights"):
+        train(run=str(path), resume=True, epochs=2)
+    resumed = train(run=str(path), resume=True, epochs=2, weights=str(tmp_path / "elsewhere"))
+    assert len(resumed.history) == 2
+    with pytest.raises(WeightsError, match="not those"):
+        train(run=str(path), resume=True, epochs=3, weights="random:0:0.0625")
 
 
 def test_early_stopping_watches_the_validation_loss(options, tmp_path):
@@ -204,6 +218,9 @@ def test_ctrl_c_keeps_the_last_completed_epoch(options, tmp_path):
     assert "Traceback" not in stderr, stderr
     done = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
     checkpoints = Checkpoints(path / "checkpoints")
-    assert checkpoints.restore(checkpoints.find("latest"), with_optimizer=True).epoch in done[-2:]
+    assert (
+        checkpoints.restore(checkpoints.find("latest"), with_optimizer=True).metrics.epoch
+        in done[-2:]
+    )
     resumed = train(run=str(path), resume=True, epochs=done[-1] + 1)
     assert [m.epoch for m in resumed.history] == list(range(1, done[-1] + 2))

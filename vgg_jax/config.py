@@ -7,7 +7,7 @@ import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from vgg_jax.errors import ConfigError, did_you_mean
 from vgg_jax.layers import resolve_layer
@@ -129,44 +129,58 @@ class TrainConfig:
             raise _wrong(name, getattr(self, name), expected)
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], file: Path | None = None) -> TrainConfig:
-        """Build a configuration from a TOML file and options, which win unless they are None.
-
-        Raises:
-            ConfigError: If the file cannot be read, or a name or a value is wrong.
-        """
-        values = read_toml(file) if file else {}
-        values |= {name: value for name, value in options.items() if value is not None}
-        return cls.from_values(values)
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> TrainConfig:
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
         """Build a configuration from values by name, as `config.toml` of a run holds them.
 
         Raises:
             ConfigError: If a name or a value is wrong.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
+        fields = dataclasses.fields(cls)
+        known = [field.name for field in fields]
         for name in values:
             if name not in known:
                 raise ConfigError(
                     f"No option named {name!r}.{did_you_mean(name, known)} Options:"
                     f" {', '.join(known)}."
                 )
+        for field in fields:
+            if field.default is dataclasses.MISSING and field.name not in values:
+                raise ConfigError(f"The option {field.name!r} is missing from the configuration.")
         return cls(**values)
 
-    def resolved(self) -> TrainConfig:
-        """Fill in what depends on the data; only `early_stop` and `run` may stay None."""
+    def resolved(self) -> ResolvedConfig:
+        """Fill in the defaults that depend on the data."""
         defaults = _DEMO_DEFAULTS if self.data == DEMO else _DEFAULTS
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         if self.weight_decay is None:
             missing["weight_decay"] = 0.004 if self.optimizer == "adamw" else 0.0
-        return dataclasses.replace(self, **missing)
+        return ResolvedConfig(**(dataclasses.asdict(self) | missing))
 
     def as_toml_values(self) -> dict[str, Any]:
         """Return the options that are set, in order, as TOML can hold them."""
         values = dataclasses.asdict(self) | {"augment": list(self.augment)}
         return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(TrainConfig):
+    """Options of one training, complete: only `early_stop` and `run` may be None."""
+
+    weights: str = dataclasses.field()
+    learning_rate: float = dataclasses.field()
+    weight_decay: float = dataclasses.field()
+    epochs: int = dataclasses.field()
+    image_size: int = dataclasses.field()
+
+
+def merge_options(options: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
+    """Return a TOML file's values under the options, of which None was not given.
+
+    Raises:
+        ConfigError: If the file cannot be read.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    return (read_toml(file) if file else {}) | given
 
 
 def read_toml(file: Path) -> dict[str, Any]:

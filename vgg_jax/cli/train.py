@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vgg_jax.cli.console import console_progress, print_json, user_errors
-from vgg_jax.config import TrainConfig
+from vgg_jax.config import TrainConfig, merge_options
 
 _DATA = (
     "Folder with train/, validation/ and test/, folder of class folders, tfds:NAME, or demo."
@@ -96,14 +96,13 @@ def train(
         "run": run,
     }
     with user_errors():
-        checked = TrainConfig.from_options(options, config)  # fails here, before JAX is imported
+        given = merge_options(options, config)
+        checked = TrainConfig.from_values(given)  # fails here, before JAX is imported
         from vgg_jax.workflows.train import resume_training, run_training
 
         progress = console_progress()
         try:
-            result = (
-                resume_training(options, progress) if resume else run_training(checked, progress)
-            )
+            result = resume_training(given, progress) if resume else run_training(checked, progress)
         finally:
             progress.close()
         if as_json:

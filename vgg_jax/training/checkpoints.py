@@ -53,17 +53,15 @@ class Restored:
     """What a checkpoint held.
 
     Attributes:
-        epoch: Completed epochs.
+        metrics: Of its epoch.
         trained: Trained parameters by path.
         optimizer: Leaves of the optimizer's state by path; empty unless asked for.
-        step: Optimizer steps taken.
         early_stopping: As it stood.
     """
 
-    epoch: int
+    metrics: EpochMetrics
     trained: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
-    step: int
     early_stopping: EarlyStopping
 
 
@@ -115,7 +113,7 @@ class Checkpoints:
             },
         }
         record = {
-            "step": int(state.step),
+            "metrics": dataclasses.asdict(metrics),
             "early_stopping": dataclasses.asdict(early_stopping),
             "sha256": {
                 item: {path: array_sha256(value) for path, value in held.items()}
@@ -201,7 +199,8 @@ class Checkpoints:
             }
             arrays: dict[str, Any] = {"optimizer": {}}
             arrays |= dict(self._manager.restore(epoch, args=ocp.args.Composite(**targets)).items())
-            step, early_stopping = record["step"], EarlyStopping(**record["early_stopping"])
+            metrics = EpochMetrics(**record["metrics"])
+            early_stopping = EarlyStopping(**record["early_stopping"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"The checkpoint {where} cannot be read: {error}.") from error
         for item in items:
@@ -212,7 +211,7 @@ class Checkpoints:
                         " its checksum. Use the other checkpoint (--checkpoint best or latest) or"
                         " train again."
                     )
-        return Restored(epoch, arrays["trained"], arrays["optimizer"], step, early_stopping)
+        return Restored(metrics, arrays["trained"], arrays["optimizer"], early_stopping)
 
     def _not_written(self, error: Exception) -> RunError:
         complete = self.epochs()

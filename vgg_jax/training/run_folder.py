@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 
-from vgg_jax.config import TrainConfig, read_toml
+from vgg_jax.config import ResolvedConfig, TrainConfig, read_toml
 from vgg_jax.errors import RunError
 from vgg_jax.plugins import find_plugin, parse_choice
 from vgg_jax.progress import EpochMetrics
@@ -52,7 +52,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = Checkpoints(path / "checkpoints")
 
-    def create(self, config: TrainConfig, record: RunRecord) -> None:
+    def create(self, config: ResolvedConfig, record: RunRecord) -> None:
         """Make the folder and write what is known before the first step.
 
         Raises:
@@ -60,7 +60,7 @@ class RunFolder:
         """
         self.refuse_existing()
         try:
-            self.path.mkdir(parents=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             self.write_config(config)
             (self.path / "run.json").write_text(
                 json.dumps(dataclasses.asdict(record), indent=2) + "\n"
@@ -78,13 +78,13 @@ class RunFolder:
                 f" {self.path} --resume`, or name another --run."
             )
 
-    def write_config(self, config: TrainConfig) -> None:
+    def write_config(self, config: ResolvedConfig) -> None:
         """Write the configuration, resolved, as TOML."""
         (self.path / "config.toml").write_text(
             tomli_w.dumps(config.as_toml_values()), encoding="utf-8"
         )
 
-    def read_config(self) -> TrainConfig:
+    def read_config(self) -> ResolvedConfig:
         """Read the configuration.
 
         Raises:
@@ -92,7 +92,7 @@ class RunFolder:
             ConfigError: If the file was changed to something that is no configuration.
         """
         self.read_record()
-        return TrainConfig.from_values(read_toml(self.path / "config.toml"))
+        return ResolvedConfig.from_values(read_toml(self.path / "config.toml"))
 
     def read_record(self) -> RunRecord:
         """Read `run.json`.
@@ -140,10 +140,14 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
 
-    def cut_metrics(self, epoch: int) -> list[EpochMetrics]:
-        """Forget what comes after `epoch`, and a torn last line; returns what is left."""
+    def cut_metrics(self, last: EpochMetrics) -> list[EpochMetrics]:
+        """Make `last`, which a checkpoint held, the last line; returns what the file then holds.
+
+        A line may be torn, be missing, or tell of an epoch whose checkpoint was not finished.
+        """
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines()[:epoch] if file.exists() else []
+        lines = file.read_text().splitlines() if file.exists() else []
+        lines = [*lines[: last.epoch - 1], json.dumps(dataclasses.asdict(last))]
         scratch = file.with_suffix(".tmp")
         scratch.write_text("".join(line + "\n" for line in lines))
         scratch.replace(file)
@@ -151,7 +155,7 @@ class RunFolder:
 
 
 def new_record(
-    config: TrainConfig,
+    config: ResolvedConfig,
     *,
     class_names: tuple[str, ...],
     weights: str,
@@ -175,13 +179,21 @@ def new_record(
     )
 
 
-def free_run_path(config: TrainConfig, parent: Path = Path("runs")) -> Path:
-    """Return the first `runs/<data>-<head>-<n>` that does not exist."""
-    data = re.sub(
-        r"[^\w.-]+", "-", Path(config.data).name or Path(config.data).resolve().name
-    ).strip("-.")
+def claim_run_path(config: TrainConfig, parent: Path = Path("runs")) -> Path:
+    """Make the first folder `runs/<data>-<head>-<n>` that does not exist; returns its path.
+
+    Raises:
+        RunError: If it cannot be made.
+    """
+    data = re.sub(r"[^\w.-]+", "-", Path(config.data).name or Path(config.data).resolve().name)
     head = parse_choice(config.head).ref.rpartition("/")[2]
     n = 1
-    while (path := parent / f"{data or 'data'}-{head}-{n}").exists():
-        n += 1
-    return path
+    while True:
+        path = parent / f"{data.strip('-.') or 'data'}-{head}-{n}"
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            n += 1
+        except OSError as error:
+            raise RunError(f"The run folder {path} cannot be made: {error.strerror}.") from error

@@ -18,8 +18,8 @@ from vgg_jax.training.losses import example_losses, probabilities
 from vgg_jax.training.metrics import Evaluation, evaluation
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import Batch, data_mesh
+from vgg_jax.workflows.feed import absolute_data, demo_folder, plain_batches
 from vgg_jax.workflows.load import load_classifier
-from vgg_jax.workflows.train import absolute_data, demo_folder, plain_batches
 
 
 def evaluate(

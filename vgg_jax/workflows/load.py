@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vgg_jax.config import Interpolation, LossName, TrainConfig
+from vgg_jax.config import Interpolation, LossName, ResolvedConfig
 from vgg_jax.errors import DataError, RunError, WeightsError
 from vgg_jax.layers import kernel_shapes
 from vgg_jax.model.classifier import (
@@ -85,7 +85,7 @@ class TrainedClassifier:
         self,
         functional: Functional,
         parameters: Parameters,
-        config: TrainConfig,
+        config: ResolvedConfig,
         record: RunRecord,
         epoch: int,
     ) -> None:
@@ -154,7 +154,7 @@ def load_classifier(
 
 
 def rebuild(
-    config: TrainConfig, record: RunRecord, weights: str | None = None
+    config: ResolvedConfig, record: RunRecord, weights: str | None = None
 ) -> tuple[Functional, Parameters]:
     """Build a run's classifier as it was before its first step, on the very backbone that it had.
 
@@ -172,14 +172,14 @@ def rebuild(
 
 
 def build_functional(
-    backbone: VGG16, config: TrainConfig, num_classes: int
+    backbone: VGG16, config: ResolvedConfig, num_classes: int
 ) -> tuple[Functional, Parameters]:
     """Put the configured head on a backbone; returns pure functions and first parameters."""
     classifier = build_classifier(
         backbone,
         parse_choice(config.head),
         num_classes=num_classes,
-        image_size=config.image_size or 0,
+        image_size=config.image_size,
         boundary=config.train_from,
         seed=config.seed,
     )

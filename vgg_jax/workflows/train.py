@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,35 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.augment.chain import Chain, build_chain
-from vgg_jax.cache import cache_folder
-from vgg_jax.config import DEMO, TrainConfig
-from vgg_jax.data.examples import DataSet, Examples, Split
-from vgg_jax.data.pipeline import batches, epoch_order
-from vgg_jax.data.sources import open_data
-from vgg_jax.demo.pictures import VERSION, ensure_demo_data
-from vgg_jax.errors import ConfigError, DataError, RunError
+from vgg_jax.config import ResolvedConfig, TrainConfig
+from vgg_jax.data.examples import DataSet, Split
+from vgg_jax.errors import ConfigError, DataError
+from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.plugins import parse_choice
 from vgg_jax.progress import EpochMetrics, Progress
-from vgg_jax.training.checkpoints import EarlyStopping, fill_leaves
+from vgg_jax.training.checkpoints import EarlyStopping, Restored, fill_leaves
 from vgg_jax.training.loop import Feed, fit
 from vgg_jax.training.metrics import Evaluation
 from vgg_jax.training.optim import make_optimizer
-from vgg_jax.training.run_folder import RunFolder, free_run_path, new_record
+from vgg_jax.training.run_folder import RunFolder, claim_run_path, new_record
 from vgg_jax.training.steps import Steps, TrainState, data_mesh, replicate
+from vgg_jax.workflows.evaluate import evaluate
+from vgg_jax.workflows.feed import (
+    absolute_data,
+    open_training_data,
+    plain_batches,
+    steps_per_epoch,
+    training_batches,
+)
 from vgg_jax.workflows.load import build_functional, checked, open_backbone, rebuild
 
-_MAY_CHANGE_ON_RESUME = frozenset({"epochs", "run"})
+_MAY_CHANGE_ON_RESUME = frozenset({"epochs", "run", "weights"})  # weights are compared by digest
+_KERAS_BINARY_WARNING = (
+    "loss keras-binary is binary cross-entropy on the softmax, as in the old recipe. The accuracy"
+    " that Keras printed for it took every class for a yes-or-no question and was inflated; the"
+    " accuracy here is the share of pictures classified right."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +61,6 @@ class Run:
 
     def evaluate(self, data: str | None = None, split: Split = "test") -> Evaluation:
         """Evaluate the best epoch's classifier, on a split of the run's own data by default."""
-        from vgg_jax.workflows.evaluate import evaluate
-
         return evaluate(self.path, data=data, split=split)
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,29 +91,26 @@ def train(*, resume: bool = False, progress: Progress | None = None, **options: 
 
 def run_training(config: TrainConfig, progress: Progress) -> Run:
     """Train a classifier from the start; errors as for `train`."""
-    config = config.resolved()
-    run = RunFolder(Path(config.run) if config.run else free_run_path(config))
-    run.refuse_existing()
-    chain = build_chain(
-        [parse_choice(text) for text in config.augment],
-        fill=config.fill,
-        fill_value=config.fill_value,
-    )
-    data = open_splits(config, progress)
-    opened = open_backbone(_require(config.weights))
-    functional, parameters = build_functional(opened.backbone, config, len(data.class_names))
-    config = dataclasses.replace(
-        config, data=absolute_data(config.data), weights=opened.weights, run=None
+    resolved = config.resolved()
+    if resolved.run:
+        RunFolder(Path(resolved.run)).refuse_existing()
+    chain = _build_chain(resolved)
+    data = open_training_data(resolved, progress)
+    opened = open_backbone(resolved.weights)
+    functional, parameters = build_functional(opened.backbone, resolved, len(data.class_names))
+    resolved = dataclasses.replace(
+        resolved, data=absolute_data(resolved.data), weights=opened.weights, run=None
     )
     record = new_record(
-        config,
+        resolved,
         class_names=data.class_names,
         weights=opened.weights,
         weights_digest=opened.digest,
         examples={name: len(examples) for name, examples in data.splits.items()},
     )
-    run.create(config, record)
-    session = _Session.start(config, functional, parameters, chain)
+    run = RunFolder(Path(config.run) if config.run else claim_run_path(config))
+    run.create(resolved, record)
+    session = _Session.start(resolved, functional, parameters, chain)
     session.fit(data, run, 1, EarlyStopping(), progress)
     return Run(run.path, run.read_metrics())
 
@@ -119,75 +124,46 @@ def resume_training(options: Mapping[str, Any], progress: Progress) -> Run:
     if not options.get("run"):
         raise ConfigError("--resume needs --run, the folder of the run to go on with.")
     run = RunFolder(Path(options["run"]))
-    record, config = run.read_record(), run.read_config()
-    config = _with_options(config, options)
-    if not run.checkpoints.epochs():
-        raise RunError(
-            f"{run.path} has no completed epoch to go on from. Remove it and train again, or name"
-            " another --run."
-        )
-    restored = run.checkpoints.restore(run.checkpoints.find("latest"), with_optimizer=True)
-    history = run.cut_metrics(restored.epoch)
-    if restored.epoch >= _require(config.epochs):
-        progress.note(f"{run.path} is complete: {restored.epoch} epochs. More by --epochs.")
-        return Run(run.path, history)
-    chain = build_chain(
-        [parse_choice(text) for text in config.augment],
-        fill=config.fill,
-        fill_value=config.fill_value,
-    )
-    data = open_splits(config, progress)
+    record, config = run.read_record(), _with_options(run.read_config(), options)
+    restored = None
+    if run.checkpoints.epochs():
+        restored = run.checkpoints.restore(run.checkpoints.find("latest"), with_optimizer=True)
+        history = run.cut_metrics(restored.metrics)
+        if restored.metrics.epoch >= config.epochs:
+            epochs = restored.metrics.epoch
+            progress.note(f"{run.path} is complete: {epochs} epochs. More by --epochs.")
+            return Run(run.path, history)
+    chain = _build_chain(config)
+    data = open_training_data(config, progress)
     if data.class_names != record.class_names:
         raise DataError(
             f"The data in {config.data} now have the classes {', '.join(data.class_names)}; the run"
             f" has {', '.join(record.class_names)}."
         )
-    functional, parameters = rebuild(config, record)
+    functional, parameters = rebuild(config, record, options.get("weights"))
     run.write_config(config)
     session = _Session.start(config, functional, parameters, chain)
-    session.state = TrainState(
-        replicate(session.mesh, {**checked(restored.trained, parameters)}),
-        replicate(session.mesh, fill_leaves(session.state.optimizer, restored.optimizer)),
-        replicate(session.mesh, jnp.asarray(restored.step, jnp.uint32)),
-    )
-    progress.note(f"Going on with {run.path} after epoch {restored.epoch}.")
-    session.fit(data, run, restored.epoch + 1, restored.early_stopping, progress)
+    if restored is None:
+        progress.note(f"{run.path} has no completed epoch; starting with the first.")
+        session.fit(data, run, 1, EarlyStopping(), progress)
+    else:
+        epoch = restored.metrics.epoch
+        progress.note(f"Going on with {run.path} after epoch {epoch}.")
+        session.restore(restored, parameters)
+        session.fit(data, run, epoch + 1, restored.early_stopping, progress)
     return Run(run.path, run.read_metrics())
 
 
-def open_splits(config: TrainConfig, progress: Progress) -> DataSet:
-    """Open the data of a training and tell the user what was found.
-
-    Raises:
-        DataError: If the data cannot be used.
-    """
-    data = open_data(
-        config.data, demo_folder=demo_folder, seed=config.seed, needed=("train", "validation")
-    )
-    counts = ", ".join(f"{len(examples)} {name}" for name, examples in data.splits.items())
-    progress.note(f"Data: {data.name}, {len(data.class_names)} classes; {counts}.")
-    for note in data.notes:
-        progress.note(note)
-    if config.loss == "keras-binary":
-        progress.warn(
-            "loss keras-binary is binary cross-entropy on the softmax, as in the old recipe. The"
-            " accuracy that Keras printed for it counted every class as a yes-or-no question and"
-            f" was inflated (always right about most of {len(data.class_names)} classes); the"
-            " accuracy here is the share of pictures classified right."
-        )
-    return data
-
-
-def demo_folder() -> Path:
-    """Draw the demo's pictures into the user's cache unless they are there; returns the folder."""
-    return ensure_demo_data(cache_folder() / "data" / f"demo-v{VERSION}")
+def _build_chain(config: ResolvedConfig) -> Chain:
+    choices = [parse_choice(text) for text in config.augment]
+    return build_chain(choices, fill=config.fill, fill_value=config.fill_value)
 
 
 @dataclasses.dataclass
 class _Session:
     """All that one call of `fit` needs, on the devices."""
 
-    config: TrainConfig
+    config: ResolvedConfig
     steps: Steps
     state: TrainState
     frozen: dict[str, jax.Array]
@@ -196,14 +172,14 @@ class _Session:
 
     @classmethod
     def start(
-        cls, config: TrainConfig, functional: Any, parameters: dict[str, jax.Array], chain: Chain
+        cls, config: ResolvedConfig, functional: Functional, parameters: Parameters, chain: Chain
     ) -> _Session:
         labels = label_parameters(parameters, config.train_from)
         trained, frozen = split_parameters(parameters, labels)
         optimizer = make_optimizer(
             config.optimizer,
-            learning_rate=_require(config.learning_rate),
-            weight_decay=_require(config.weight_decay),
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
         )
         tx = train_only(optimizer, {path: labels[path] for path in trained})
         steps = Steps(
@@ -218,6 +194,15 @@ class _Session:
         state = TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32))
         return cls(config, steps, replicate(mesh, state), replicate(mesh, frozen), chain, mesh)
 
+    def restore(self, restored: Restored, parameters: Parameters) -> None:
+        """Take over what a checkpoint held; `parameters` are those before the first step."""
+        state = TrainState(
+            checked(restored.trained, parameters),
+            fill_leaves(self.state.optimizer, restored.optimizer),
+            jnp.asarray(restored.metrics.step, jnp.uint32),
+        )
+        self.state = replicate(self.mesh, state)
+
     def fit(
         self,
         data: DataSet,
@@ -226,12 +211,14 @@ class _Session:
         stopping: EarlyStopping,
         progress: Progress,
     ) -> None:
+        """Train, starting with `first_epoch`."""
         config, train = self.config, data.splits["train"]
-        batch_size = min(config.batch_size, len(train))
+        if config.loss == "keras-binary":
+            progress.warn(_KERAS_BINARY_WARNING)
         feed = Feed(
             train=lambda epoch: training_batches(config, self.chain, train, epoch, self.mesh.size),
             validation=lambda: plain_batches(config, data.splits["validation"], self.mesh.size),
-            steps=-(-len(train) // batch_size),
+            steps=steps_per_epoch(config, train),
         )
         fit(
             self.steps,
@@ -240,8 +227,8 @@ class _Session:
             feed,
             run,
             mesh=self.mesh,
-            epochs=_require(config.epochs),
-            learning_rate=_require(config.learning_rate),
+            epochs=config.epochs,
+            learning_rate=config.learning_rate,
             first_epoch=first_epoch,
             early_stop=config.early_stop,
             early_stopping=stopping,
@@ -249,60 +236,17 @@ class _Session:
         )
 
 
-def training_batches(
-    config: TrainConfig, chain: Chain, examples: Examples, epoch: int, devices: int
-) -> Iterator[Any]:
-    """Return the batches of a training epoch, in its order, padded to a multiple of the devices."""
-    batch_size = min(config.batch_size, len(examples))
-    return batches(
-        examples,
-        batch_size=batch_size,
-        image_size=_require(config.image_size),
-        interpolation=config.interpolation,
-        order=epoch_order(len(examples), config.seed, epoch),
-        host=chain.host,
-        host_seed=(config.seed, epoch),
-        pad_to=-(-batch_size // devices) * devices,
-    )
-
-
-def plain_batches(config: TrainConfig, examples: Examples, devices: int) -> Iterator[Any]:
-    """Return the batches of an evaluation: every example once, in order, nothing random."""
-    batch_size = min(config.batch_size, len(examples))
-    return batches(
-        examples,
-        batch_size=batch_size,
-        image_size=_require(config.image_size),
-        interpolation=config.interpolation,
-        pad_to=-(-batch_size // devices) * devices,
-    )
-
-
-def _with_options(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
+def _with_options(config: ResolvedConfig, options: Mapping[str, Any]) -> ResolvedConfig:
     """Return a run's configuration with the new `epochs`; refuse other differences."""
     given = {name: value for name, value in options.items() if value is not None}
-    wanted = TrainConfig.from_values({**config.as_toml_values(), **given})
-    for name in given.keys() - _MAY_CHANGE_ON_RESUME:
+    if "data" in given:
+        given["data"] = absolute_data(given["data"])
+    wanted = ResolvedConfig.from_values({**config.as_toml_values(), **given})
+    for name in sorted(given.keys() - _MAY_CHANGE_ON_RESUME):
         old, new = getattr(config, name), getattr(wanted, name)
-        if name == "data":
-            new = absolute_data(new)
-        if name == "weights":
-            continue  # compared by digest
         if old != new:
             raise ConfigError(
                 f"--{name.replace('_', '-')} {new!r} differs from the run's {old!r} and would"
                 " change the result. Leave it out, or train a new run."
             )
     return dataclasses.replace(config, epochs=wanted.epochs)
-
-
-def absolute_data(data: str) -> str:
-    """Return DATA as it can be used from any folder."""
-    return data if data == DEMO or data.startswith("tfds:") else str(Path(data).resolve())
-
-
-def _require(value: Any) -> Any:
-    """Return a value that `TrainConfig.resolved` has filled in."""
-    if value is None:
-        raise ConfigError("The configuration is not complete; the run's config.toml was changed.")
-    return value

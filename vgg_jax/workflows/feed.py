@@ -1,0 +1,84 @@
+"""The data of a training or an evaluation: splits opened, batches cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vgg_jax.augment.chain import Chain
+from vgg_jax.cache import cache_folder
+from vgg_jax.config import DEMO, ResolvedConfig
+from vgg_jax.data.examples import DataSet, Examples
+from vgg_jax.data.pipeline import Batch, batches, epoch_order
+from vgg_jax.data.sources import open_data
+from vgg_jax.data.tfds import PREFIX
+from vgg_jax.demo.pictures import VERSION, ensure_demo_data
+from vgg_jax.progress import Progress
+
+
+def demo_folder() -> Path:
+    """Draw the demo's pictures into the user's cache unless they are there; returns the folder."""
+    return ensure_demo_data(cache_folder() / "data" / f"demo-v{VERSION}")
+
+
+def absolute_data(data: str) -> str:
+    """Return DATA as it can be used from any working directory."""
+    if data == DEMO or data.startswith(PREFIX):
+        return data
+    return str(Path(data).expanduser().resolve())
+
+
+def open_training_data(config: ResolvedConfig, progress: Progress) -> DataSet:
+    """Open the data of a training and tell the user what was found.
+
+    Raises:
+        DataError: If the data cannot be used.
+    """
+    data = open_data(
+        config.data, demo_folder=demo_folder, seed=config.seed, needed=("train", "validation")
+    )
+    counts = ", ".join(f"{len(examples)} {name}" for name, examples in data.splits.items())
+    progress.note(f"Data: {data.name}, {len(data.class_names)} classes; {counts}.")
+    for note in data.notes:
+        progress.note(note)
+    return data
+
+
+def steps_per_epoch(config: ResolvedConfig, examples: Examples) -> int:
+    """Return how many batches an epoch has."""
+    return -(-len(examples) // _batch_size(config, examples))
+
+
+def training_batches(
+    config: ResolvedConfig, chain: Chain, examples: Examples, epoch: int, devices: int
+) -> Iterator[Batch]:
+    """Return the batches of a training epoch, in its order, padded to a multiple of the devices."""
+    return batches(
+        examples,
+        batch_size=_batch_size(config, examples),
+        image_size=config.image_size,
+        interpolation=config.interpolation,
+        order=epoch_order(len(examples), config.seed, epoch),
+        host=chain.host,
+        host_seed=(config.seed, epoch),
+        pad_to=_padded(_batch_size(config, examples), devices),
+    )
+
+
+def plain_batches(config: ResolvedConfig, examples: Examples, devices: int) -> Iterator[Batch]:
+    """Return the batches of an evaluation: every example once, in order, nothing random."""
+    return batches(
+        examples,
+        batch_size=_batch_size(config, examples),
+        image_size=config.image_size,
+        interpolation=config.interpolation,
+        pad_to=_padded(_batch_size(config, examples), devices),
+    )
+
+
+def _batch_size(config: ResolvedConfig, examples: Examples) -> int:
+    return min(config.batch_size, len(examples))
+
+
+def _padded(rows: int, devices: int) -> int:
+    return -(-rows // devices) * devices
