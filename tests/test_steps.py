@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vgg_jax.augment.chain import build_chain
 from vgg_jax.model.classifier import build_classifier, make_functional
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.model.vgg16 import VGG16
@@ -129,6 +130,23 @@ def test_evaluation_needs_no_key_and_repeats():
     np.testing.assert_array_equal(losses, again)
     np.testing.assert_allclose(np.asarray(shares).sum(1), 1, rtol=1e-5)
     assert losses.shape == (4,)
+
+
+def test_augmentation_is_for_training_alone():
+    chain = build_chain([PluginChoice("keras")])
+    plain, state, frozen = prepare()
+    augmented, _, _ = prepare(augment=chain)
+    batch = make_batch()
+    expected = plain.evaluate(state.trained, frozen, batch)[0]
+    np.testing.assert_array_equal(augmented.evaluate(state.trained, frozen, batch)[0], expected)
+    losses = []
+    for epoch in (1, 1, 2):
+        steps, state, frozen = prepare(augment=chain)
+        _, totals = steps.train(state, Totals.zero(), frozen, batch, jnp.asarray(epoch, jnp.uint32))
+        losses.append(float(totals.loss))
+    assert losses[0] == losses[1]
+    assert losses[2] != losses[0]
+    assert losses[0] != pytest.approx(float(expected.sum()), rel=1e-4)
 
 
 def test_keys_depend_on_seed_epoch_content_and_occurrence_alone():
