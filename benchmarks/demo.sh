@@ -13,7 +13,7 @@ report=$(vgg-jax train --head dense256)
 printf '%s\n' "$report"
 run=$(printf '%s\n' "$report" | sed -n 's/^Run: //p')
 step vgg-jax evaluate "$run"
-picture=$(python -c 'from vgg_jax.workflows.feed import demo_folder; print(demo_folder())')/test/rings/rings-000.jpg
+picture=$(python -c 'from vgg_jax.demo.pictures import demo_folder; print(demo_folder())')/test/rings/rings-000.jpg
 step vgg-jax predict "$run" "$picture"
 
 cat <<END

@@ -32,7 +32,7 @@ _DEFAULTS: Mapping[str, Any] = {
 _DEMO_DEFAULTS: Mapping[str, Any] = {
     "weights": "demo",
     "learning_rate": 1e-3,
-    "epochs": 8,
+    "epochs": 6,
     "image_size": 96,
 }
 

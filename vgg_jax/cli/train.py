@@ -54,7 +54,7 @@ def train(
     weight_decay: Annotated[
         float | None, _option("Decoupled. [default: 0; 0.004 for adamw]")
     ] = None,
-    epochs: Annotated[int | None, _option("[default: 10; the demo's are 8]")] = None,
+    epochs: Annotated[int | None, _option("[default: 10; the demo's are 6]")] = None,
     batch_size: Annotated[int | None, _option("[default: 32]")] = None,
     image_size: Annotated[
         int | None, _option("Side in pixels. [default: 224; the demo's is 96]")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vgg_jax.cache import cache_folder
 from vgg_jax.errors import DataError
 
 SIZE_PX = 96
@@ -102,6 +103,15 @@ def _two_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         first, second = rng.uniform(0, 255, (2, 3))
         if abs(first.mean() - second.mean()) > 50:
             return first, second
+
+
+def demo_folder() -> Path:
+    """Return the folder of the demo's pictures in the user's cache, drawn if need be.
+
+    Raises:
+        DataError: If they cannot be written.
+    """
+    return ensure_demo_data(cache_folder() / "data" / f"demo-v{VERSION}")
 
 
 def ensure_demo_data(folder: Path) -> Path:

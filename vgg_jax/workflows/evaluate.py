@@ -10,6 +10,7 @@ import numpy as np
 
 from vgg_jax.data.examples import DataSet, Split
 from vgg_jax.data.sources import open_data
+from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import DataError
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Which
@@ -18,7 +19,7 @@ from vgg_jax.training.losses import example_losses, probabilities
 from vgg_jax.training.metrics import Evaluation, evaluation
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import Batch, data_mesh
-from vgg_jax.workflows.feed import absolute_data, demo_folder, plain_batches
+from vgg_jax.workflows.feed import absolute_data, plain_batches
 from vgg_jax.workflows.load import load_classifier
 
 

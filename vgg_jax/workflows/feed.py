@@ -6,19 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vgg_jax.augment.chain import Chain
-from vgg_jax.cache import cache_folder
 from vgg_jax.config import DEMO, ResolvedConfig
 from vgg_jax.data.examples import DataSet, Examples
 from vgg_jax.data.pipeline import Batch, batches, epoch_order
 from vgg_jax.data.sources import open_data
 from vgg_jax.data.tfds import PREFIX
-from vgg_jax.demo.pictures import VERSION, ensure_demo_data
+from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.progress import Progress
-
-
-def demo_folder() -> Path:
-    """Draw the demo's pictures into the user's cache unless they are there; returns the folder."""
-    return ensure_demo_data(cache_folder() / "data" / f"demo-v{VERSION}")
 
 
 def absolute_data(data: str) -> str:
