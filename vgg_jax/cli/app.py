@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
+from vgg_jax.cli.console import EXIT_FAILED, exit_at_once_on_ctrl_c, say
 from vgg_jax.cli.convert_weights import convert_weights
 from vgg_jax.cli.evaluate import evaluate
 from vgg_jax.cli.plugins import plugins
@@ -52,4 +56,17 @@ def root(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    exit_at_once_on_ctrl_c()
+    stdout = cast("io.TextIOWrapper[io.BufferedWriter]", sys.stdout)
+    stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
+    try:
+        try:
+            app()
+        finally:
+            stdout.flush()  # here, where a failure can still be told
+    except OSError as error:
+        # What is left in the buffer must not fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # else the reader, such as `head`, had enough
+            say(f"Error: The result could not be written: {error.strerror}.")
+        sys.exit(EXIT_FAILED)

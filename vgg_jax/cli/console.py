@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -30,12 +32,31 @@ def user_errors() -> Generator[None]:
     except VggJaxError as error:
         say(f"Error: {error}")
         raise typer.Exit(EXIT_FAILED) from error
-    except KeyboardInterrupt as error:
-        say("Interrupted.")
-        raise typer.Exit(EXIT_INTERRUPTED) from error
-    except BrokenPipeError as error:  # the reader of the output, such as `head`, has had enough
-        sys.stderr.close()
-        raise typer.Exit(EXIT_FAILED) from error
+    except KeyboardInterrupt:
+        _exit_interrupted()
+
+
+def exit_at_once_on_ctrl_c() -> None:
+    """Let Ctrl-C end the process without ceremony until `interruptible` is called.
+
+    During imports an exception would be swallowed or turned into another one by whatever is being
+    imported, and there is nothing to be saved yet.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: _exit_interrupted())
+
+
+def interruptible() -> None:
+    """From here on Ctrl-C raises KeyboardInterrupt, so that the work at hand can be closed."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _exit_interrupted() -> NoReturn:
+    """End the process now: its other threads may be at work, and would crash a slow farewell."""
+    say("Interrupted.")
+    sys.stdout.flush()
+    os._exit(EXIT_INTERRUPTED)
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vgg_jax.cli.console import print_json, user_errors
+from vgg_jax.cli.console import interruptible, print_json, user_errors
 
 
 def convert_weights(
@@ -27,6 +27,7 @@ def convert_weights(
     with user_errors():
         from vgg_jax.workflows.convert import convert_weights as convert
 
+        interruptible()
         result = convert(source, out)
         if as_json:
             print_json(result.as_dict())

@@ -64,6 +64,8 @@ def _report(result: Summary) -> None:
         f"\n{result.parameters:,} parameters, of which {result.trained_parameters:,} are trained "
         f"({result.trained_parameters / result.parameters:.1%})."
     )
+    if any(row.multiply_adds is None for row in result.layers):
+        print("The head's layers that are not dense are left out of the multiply-adds.")
     print(
         f"{result.multiply_adds:,} multiply-adds for an image of {result.image_size} x"
         f" {result.image_size}, of which {result.trained_multiply_adds:,} are in trained layers"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vgg_jax.cli.console import console_progress, print_json, user_errors
+from vgg_jax.cli.console import console_progress, interruptible, print_json, user_errors
 from vgg_jax.config import TrainConfig, merge_options
 
 _DATA = (
@@ -100,6 +100,7 @@ def train(
         checked = TrainConfig.from_values(given)  # fails here, before JAX is imported
         from vgg_jax.workflows.train import resume_training, run_training
 
+        interruptible()
         progress = console_progress()
         try:
             result = resume_training(given, progress) if resume else run_training(checked, progress)
@@ -110,7 +111,7 @@ def train(
             return
         best = result.best
         print(
-            f"Best epoch {best.epoch} of {len(result.history)}: validation accuracy"
+            f"Best epoch {best.epoch} of {result.history[-1].epoch}: validation accuracy"
             f" {best.validation_accuracy:.3f}, loss {best.validation_loss:.4f}"
         )
         print(f"Run: {result.path}")

@@ -148,7 +148,7 @@ class _Loader:
         image = decode_image(data, self.examples.names[position])
         for place, augmentation in enumerate(self.host):
             rng = np.random.default_rng([*self.host_seed, *identity, place])
-            image = _checked(augmentation, augmentation.apply(rng, image))
+            image = _augmented(augmentation, rng, image)
         return (
             resize_image(image, self.image_size, self.interpolation),
             np.array(self.examples.labels[position]),
@@ -158,7 +158,17 @@ class _Loader:
         )
 
 
-def _checked(augmentation: HostAugmentation, image: np.ndarray) -> np.ndarray:
+def _augmented(
+    augmentation: HostAugmentation, rng: np.random.Generator, image: np.ndarray
+) -> np.ndarray:
+    """Apply a host augmentation; what it raises or returns amiss becomes a `PluginError`."""
+    name = f"{type(augmentation).__module__}.{type(augmentation).__qualname__}"
+    try:
+        image = augmentation.apply(rng, image)
+    except Exception as error:
+        raise PluginError(
+            f"The augmentation {name} failed: {type(error).__name__}: {error}."
+        ) from error
     if (
         isinstance(image, np.ndarray)
         and image.dtype == np.uint8
@@ -172,10 +182,7 @@ def _checked(augmentation: HostAugmentation, image: np.ndarray) -> np.ndarray:
         if isinstance(image, np.ndarray)
         else type(image).__name__
     )
-    raise PluginError(
-        f"The augmentation {type(augmentation).__name__} returned {given}, but must return "
-        "uint8 [H, W, 3]."
-    )
+    raise PluginError(f"The augmentation {name} returned {given}, but must return uint8 [H, W, 3].")
 
 
 def _stack(loaded: Sequence[tuple[np.ndarray, ...]], rows: int) -> Batch:

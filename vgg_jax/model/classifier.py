@@ -123,9 +123,15 @@ def build_classifier(
         raise PluginError(
             f"The head {head.ref!r} built a {type(module).__name__}, not a flax.nnx.Module."
         )
-    logits = nnx.eval_shape(
-        lambda head, x: head(x), module, jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    )
+    try:
+        logits = nnx.eval_shape(
+            lambda head, x: head(x), module, jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+        )
+    except Exception as error:
+        raise PluginError(
+            f"The head {head.ref!r} failed on features {(2, *shape)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if getattr(logits, "shape", None) != (2, num_classes):
         raise PluginError(
             f"The head {head.ref!r} maps features {(2, *shape)} to"

@@ -174,7 +174,7 @@ class Checkpoints:
             )
         if which == "latest":
             return epochs[-1]
-        return max(epochs, key=lambda epoch: (*_rank(self._manager.metrics(epoch)), epoch))
+        return max(epochs, key=lambda epoch: (*_rank(self._read_record(epoch)["metrics"]), epoch))
 
     def restore(self, epoch: int, *, with_optimizer: bool = False) -> Restored:
         """Read the checkpoint of an epoch and compare every array with its checksum.
@@ -183,11 +183,11 @@ class Checkpoints:
             RunError: If it cannot be read or an array was changed.
         """
         items = ["trained", "optimizer"] if with_optimizer else ["trained"]
-        where = self._folder / f"epoch_{epoch}"
+        record = self._read_record(epoch)
+        arrays: dict[str, dict[str, np.ndarray]] = {"optimizer": {}}
         try:
-            record = self._manager.restore(
-                epoch, args=ocp.args.Composite(record=ocp.args.JsonRestore())
-            )["record"]
+            metrics = EpochMetrics(**record["metrics"])
+            early_stopping = EarlyStopping(**record["early_stopping"])
             targets = {
                 item: ocp.args.PyTreeRestore(
                     restore_args={
@@ -197,21 +197,33 @@ class Checkpoints:
                 )
                 for item in items
             }
-            arrays: dict[str, Any] = {"optimizer": {}}
-            arrays |= dict(self._manager.restore(epoch, args=ocp.args.Composite(**targets)).items())
-            metrics = EpochMetrics(**record["metrics"])
-            early_stopping = EarlyStopping(**record["early_stopping"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"The checkpoint {where} cannot be read: {error}.") from error
+            restored = self._manager.restore(epoch, args=ocp.args.Composite(**targets))
+            arrays |= dict(restored.items())
+        except _READ_ERRORS as error:
+            raise self._not_read(epoch, error) from error
         for item in items:
             for path, value in arrays[item].items():
                 if array_sha256(value) != record["sha256"][item][path]:
+                    where = self._folder / f"epoch_{epoch}"
                     raise RunError(
-                        f"The checkpoint {where} is damaged: {item} array {path!r} does not match"
-                        " its checksum. Use the other checkpoint (--checkpoint best or latest) or"
-                        " train again."
+                        f"The checkpoint {where} is damaged: {item} array {path!r} does not match "
+                        f"its checksum.\n{_OTHER_CHECKPOINT}"
                     )
         return Restored(metrics, arrays["trained"], arrays["optimizer"], early_stopping)
+
+    def _read_record(self, epoch: int) -> dict[str, Any]:
+        """Read what a checkpoint says of itself: metrics, early stopping, checksums."""
+        try:
+            arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
+            record = self._manager.restore(epoch, args=arguments)["record"]
+            return {key: record[key] for key in ("metrics", "early_stopping", "sha256")}
+        except _READ_ERRORS as error:
+            raise self._not_read(epoch, error) from error
+
+    def _not_read(self, epoch: int, error: Exception) -> RunError:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        where = self._folder / f"epoch_{epoch}"
+        return RunError(f"The checkpoint {where} cannot be read: {reason}\n{_OTHER_CHECKPOINT}")
 
     def _not_written(self, error: Exception) -> RunError:
         complete = self.epochs()
@@ -253,6 +265,8 @@ def fill_leaves(tree: Any, leaves: Mapping[str, np.ndarray]) -> Any:
     )
 
 
+_OTHER_CHECKPOINT = "Use the other checkpoint (--checkpoint best or latest), or train again."
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax, TensorStore and the record
 # What Orbax and TensorStore raise where the disk is full, read-only or gone.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 

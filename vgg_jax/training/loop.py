@@ -19,7 +19,7 @@ from vgg_jax.model.classifier import Parameters
 from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.checkpoints import EarlyStopping
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import Batch, Steps, Totals, TrainState, put_batch
+from vgg_jax.training.steps import Batch, Steps, Totals, TrainState, put_batch, replicate
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 
@@ -116,7 +116,7 @@ def _train_epoch(
     progress: Progress,
 ) -> tuple[TrainState, _HostTotals]:
     """Run the steps of one epoch, one step of them in flight while the next batch is fetched."""
-    totals = Totals.zero()
+    totals = replicate(mesh, Totals.zero())  # as the step returns it, or it compiles twice
     number = jnp.asarray(epoch, jnp.uint32)
     started = reported = time.perf_counter()
     for i, batch in enumerate(_closing(feed.train(epoch)), start=1):

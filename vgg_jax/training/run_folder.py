@@ -61,14 +61,10 @@ class RunFolder:
         self.refuse_existing()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_config(config)
-            (self.path / "run.json").write_text(
-                json.dumps(dataclasses.asdict(record), indent=2) + "\n"
-            )
         except OSError as error:
-            raise RunError(
-                f"The run folder {self.path} cannot be written: {error.strerror}."
-            ) from error
+            raise self._not_written(error) from error
+        self.write_config(config)
+        self._write("run.json", json.dumps(dataclasses.asdict(record), indent=2) + "\n")
 
     def refuse_existing(self) -> None:
         """Raise `RunError` if the folder exists and is not empty."""
@@ -80,9 +76,7 @@ class RunFolder:
 
     def write_config(self, config: ResolvedConfig) -> None:
         """Write the configuration, resolved, as TOML."""
-        (self.path / "config.toml").write_text(
-            tomli_w.dumps(config.as_toml_values()), encoding="utf-8"
-        )
+        self._write("config.toml", tomli_w.dumps(config.as_toml_values()))
 
     def read_config(self) -> ResolvedConfig:
         """Read the configuration.
@@ -136,22 +130,48 @@ class RunFolder:
         return [EpochMetrics(**json.loads(line)) for line in file.read_text().splitlines()]
 
     def append_metrics(self, metrics: EpochMetrics) -> None:
-        """Add one epoch to `metrics.jsonl`."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
+        """Add one epoch to `metrics.jsonl`.
 
-    def cut_metrics(self, last: EpochMetrics) -> list[EpochMetrics]:
+        Raises:
+            RunError: If it cannot be written.
+        """
+        try:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
+        except OSError as error:
+            raise self._not_written(error) from error
+
+    def cut_metrics(self, last: EpochMetrics | None) -> list[EpochMetrics]:
         """Make `last`, which a checkpoint held, the last line; returns what the file then holds.
 
         A line may be torn, be missing, or tell of an epoch whose checkpoint was not finished.
+        Without any checkpoint the file becomes empty.
+
+        Raises:
+            RunError: If it cannot be written.
         """
-        file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        lines = [*lines[: last.epoch - 1], json.dumps(dataclasses.asdict(last))]
-        scratch = file.with_suffix(".tmp")
-        scratch.write_text("".join(line + "\n" for line in lines))
-        scratch.replace(file)
+        lines: list[str] = []
+        if last is not None:
+            file = self.path / "metrics.jsonl"
+            before = file.read_text().splitlines() if file.exists() else []
+            lines = [*before[: last.epoch - 1], json.dumps(dataclasses.asdict(last))]
+        self._write("metrics.jsonl", "".join(line + "\n" for line in lines))
         return self.read_metrics()
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a file of the run, whole or not at all."""
+        scratch = self.path / f"{name}.tmp"
+        try:
+            scratch.write_text(text, encoding="utf-8")
+            scratch.replace(self.path / name)
+        except OSError as error:
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> RunError:
+        return RunError(
+            f"The run folder {self.path} cannot be written: {error.strerror}. Make room or choose "
+            "another --run; what was complete before can be gone on with by --resume."
+        )
 
 
 def new_record(

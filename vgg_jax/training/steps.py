@@ -19,6 +19,7 @@ from vgg_jax.training.losses import example_losses, probabilities
 Batch = Mapping[
     str, jax.Array
 ]  # images, labels, valid, content, as in `vgg_jax.data.pipeline.Batch`
+_AUGMENTATION, _DROPOUT = 1, 2  # keep the draws of one seed apart
 
 
 class ImageTransform(Protocol):
@@ -79,7 +80,7 @@ class Steps:
         if self.augment is not None:
             keys = example_keys(self.seed, epoch, batch["content"])
             images = self.augment.apply(keys, images)
-        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        key = jax.random.fold_in(_stream(self.seed, _DROPOUT), state.step)
         features = jax.lax.stop_gradient(
             self.functional.bind({**state.trained, **frozen}).prefix(images)
         )
@@ -110,9 +111,13 @@ class Steps:
         return example_losses(self.loss, logits, batch["labels"]), probabilities(self.loss, logits)
 
 
+def _stream(seed: int, number: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(seed), number)
+
+
 def example_keys(seed: int, epoch: jax.Array, content: jax.Array) -> jax.Array:
     """Derive a random key `[B]` for each example from its content, uint32 `[B, 3]`."""
-    base = jax.random.fold_in(jax.random.key(seed), epoch)
+    base = jax.random.fold_in(_stream(seed, _AUGMENTATION), epoch)
 
     def one(words: jax.Array) -> jax.Array:
         key = base

@@ -104,7 +104,7 @@ def find_weights(name_or_folder: str | Path) -> Path:
 
     name = str(name_or_folder)
     cache = cache_folder() / "weights"
-    places = (Path(name), WEIGHTS_FOLDER / name, cache / name)
+    places = (Path(name).expanduser(), WEIGHTS_FOLDER / name, cache / name)
     if name in NAMES:
         places = places[1:]  # a folder of pictures may well be called "demo"
     for folder in places:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vgg_jax.config import Interpolation, LossName, ResolvedConfig
+from vgg_jax.config import DEMO, Interpolation, LossName, ResolvedConfig
 from vgg_jax.errors import DataError, RunError, WeightsError
 from vgg_jax.layers import kernel_shapes
 from vgg_jax.model.classifier import (
@@ -37,7 +37,7 @@ class OpenedBackbone:
 
     Attributes:
         backbone: The network.
-        weights: Absolute folder, or `random:SEED[:WIDTH]`.
+        weights: Absolute folder, `demo`, or `random:SEED[:WIDTH]`.
         digest: SHA-256 over its arrays.
     """
 
@@ -62,7 +62,9 @@ def open_backbone(weights: str) -> OpenedBackbone:
     folder = find_weights(weights)
     stored = load_weights(folder)
     backbone = VGG16.from_layers(stored.layers, mean=stored.mean, scale=stored.scale)
-    return OpenedBackbone(backbone, str(folder.resolve()), stored.digest)
+    # The demo's weights can be had again by name; the digest tells whether they are the same.
+    where = weights if weights == DEMO else str(folder.resolve())
+    return OpenedBackbone(backbone, where, stored.digest)
 
 
 def load_backbone(weights: str | Path) -> VGG16:
@@ -192,6 +194,12 @@ def checked(restored: Mapping[str, np.ndarray], parameters: Parameters) -> Param
     Raises:
         RunError: If one has no counterpart of the same shape in the classifier.
     """
+    for path in parameters:
+        if path.startswith("head/") and path not in restored:
+            raise RunError(
+                f"The checkpoint lacks the head's {path!r}; the head that made this run has "
+                "changed. Install the version that the run's run.json names."
+            )
     for path, value in restored.items():
         here = parameters[path].shape if path in parameters else None
         if here != value.shape:

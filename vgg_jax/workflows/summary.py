@@ -31,7 +31,8 @@ class LayerSummary:
         output_shape: Of one example.
         parameters: Number of parameters.
         trained: Whether they are trained; None where there are none.
-        multiply_adds: Of one example.
+        multiply_adds: Of one example; None for a head's layers that are not dense, whose number of
+            uses their shapes do not tell.
     """
 
     layer: str
@@ -39,12 +40,12 @@ class LayerSummary:
     output_shape: tuple[int, ...]
     parameters: int
     trained: bool | None
-    multiply_adds: int
+    multiply_adds: int | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The table and its sums."""
+    """The table and its sums, the multiply-adds without those that are None."""
 
     image_size: int
     layers: list[LayerSummary]
@@ -112,16 +113,15 @@ def summarise(config: TrainConfig, *, num_classes: int, width: float = 1.0) -> S
         layers=rows,
         parameters=sum(row.parameters for row in rows),
         trained_parameters=sum(row.parameters for row in trained),
-        multiply_adds=sum(row.multiply_adds for row in rows),
-        trained_multiply_adds=sum(row.multiply_adds for row in trained),
+        multiply_adds=sum(row.multiply_adds or 0 for row in rows),
+        trained_multiply_adds=sum(row.multiply_adds or 0 for row in trained),
     )
 
 
 def _head_rows(parameters: dict[str, Any]) -> list[LayerSummary]:
     """One row for each module of the head that holds parameters.
 
-    Its output shape and multiply-adds are those of a dense layer, `[in, out]`, which is what its
-    kernels are.
+    Output shape and multiply-adds are given for dense layers, whose kernels are `[in, out]`.
     """
     modules: dict[str, list[str]] = {}
     for path in parameters:
@@ -129,15 +129,16 @@ def _head_rows(parameters: dict[str, Any]) -> list[LayerSummary]:
             modules.setdefault(path.rpartition("/")[0], []).append(path)
     rows = []
     for module, paths in modules.items():
-        kernels = [parameters[path].shape for path in paths if len(parameters[path].shape) > 1]
+        kernels = [shape for path in paths if len(shape := parameters[path].shape) > 1]
+        dense = all(len(shape) == 2 for shape in kernels)
         rows.append(
             LayerSummary(
                 layer=module,
                 keras_name="",
-                output_shape=kernels[0][-1:] if kernels else (),
+                output_shape=kernels[0][-1:] if kernels and dense else (),
                 parameters=sum(parameters[path].size for path in paths),
                 trained=True,
-                multiply_adds=sum(math.prod(shape) for shape in kernels),
+                multiply_adds=sum(math.prod(shape) for shape in kernels) if dense else None,
             )
         )
     return rows

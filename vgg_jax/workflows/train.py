@@ -93,7 +93,7 @@ def run_training(config: TrainConfig, progress: Progress) -> Run:
     """Train a classifier from the start; errors as for `train`."""
     resolved = config.resolved()
     if resolved.run:
-        RunFolder(Path(resolved.run)).refuse_existing()
+        RunFolder(Path(resolved.run).expanduser()).refuse_existing()
     chain = _build_chain(resolved)
     data = open_training_data(resolved, progress)
     opened = open_backbone(resolved.weights)
@@ -108,7 +108,7 @@ def run_training(config: TrainConfig, progress: Progress) -> Run:
         weights_digest=opened.digest,
         examples={name: len(examples) for name, examples in data.splits.items()},
     )
-    run = RunFolder(Path(config.run) if config.run else claim_run_path(config))
+    run = RunFolder(Path(config.run).expanduser() if config.run else claim_run_path(config))
     run.create(resolved, record)
     session = _Session.start(resolved, functional, parameters, chain)
     session.fit(data, run, 1, EarlyStopping(), progress)
@@ -128,17 +128,23 @@ def resume_training(options: Mapping[str, Any], progress: Progress) -> Run:
     restored = None
     if run.checkpoints.epochs():
         restored = run.checkpoints.restore(run.checkpoints.find("latest"), with_optimizer=True)
-        history = run.cut_metrics(restored.metrics)
-        if restored.metrics.epoch >= config.epochs:
-            epochs = restored.metrics.epoch
-            progress.note(f"{run.path} is complete: {epochs} epochs. More by --epochs.")
-            return Run(run.path, history)
+    history = run.cut_metrics(restored.metrics if restored else None)
+    if restored is not None and restored.metrics.epoch >= config.epochs:
+        epochs = restored.metrics.epoch
+        progress.note(f"{run.path} is complete: {epochs} epochs. More by --epochs.")
+        return Run(run.path, history)
     chain = _build_chain(config)
     data = open_training_data(config, progress)
     if data.class_names != record.class_names:
         raise DataError(
             f"The data in {config.data} now have the classes {', '.join(data.class_names)}; the run"
             f" has {', '.join(record.class_names)}."
+        )
+    examples = {name: len(examples) for name, examples in data.splits.items()}
+    if examples != record.examples:
+        raise DataError(
+            f"The data in {config.data} have changed: the run started with {record.examples}, now"
+            f" there are {examples}. Put them back, or train a new run."
         )
     functional, parameters = rebuild(config, record, options.get("weights"))
     run.write_config(config)
