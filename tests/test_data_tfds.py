@@ -14,6 +14,7 @@ import pytest
 
 from vgg_jax.data.sources import DataSet, open_data
 from vgg_jax.errors import DataError
+from vgg_jax.workflows.train import train
 
 NO_TENSORFLOW = "assert 'tensorflow' not in sys.modules, 'TensorFlow was imported'"
 
@@ -149,3 +150,19 @@ def test_the_newest_whole_version_is_read(copied):
     (copied / "1.0.0" / "features.json").unlink()
     assert open_tiny().class_names == ("cat", "dog", "0.10.0")
     assert open_tiny("tiny_pictures:0.9.0").class_names == ("cat", "dog", "0.9.0")
+
+
+def test_they_are_trained_on_and_their_classes_are_matched_by_name(data_dir, weights, tmp_path):
+    options = {"weights": weights, "image_size": 32, "epochs": 1, "batch_size": 4}
+    trained = train(data="tfds:tiny_pictures", run=str(tmp_path / "run"), **options)
+    result = trained.evaluate()
+    assert result.examples == 6
+    test = open_tiny().splits["test"]
+    for i, label in enumerate(test.labels):  # the same pictures, in folders in another order
+        folder = tmp_path / "folders" / open_tiny().class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.png").write_bytes(test.read(i))
+    again = trained.evaluate(data=str(tmp_path / "folders"))
+    assert again.classes == result.classes
+    assert again.confusion_matrix == result.confusion_matrix
+    assert again.loss == pytest.approx(result.loss, rel=1e-5)
