@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -19,6 +19,13 @@ from vgg_jax.progress import EpochMetrics, Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+CheckpointOption = Annotated[
+    Literal["best", "latest"],
+    typer.Option(help="Best by validation accuracy, or the latest epoch."),
+]
+WeightsOption = Annotated[
+    str | None, typer.Option(help="Where the backbone is, if it was moved since the training.")
+]
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 _SECONDS_BETWEEN_LINES = 10.0

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import console_progress, print_json, print_table, user_errors
+from vgg_jax.cli.console import (
+    CheckpointOption,
+    WeightsOption,
+    console_progress,
+    print_json,
+    print_table,
+    user_errors,
+)
 
 if TYPE_CHECKING:
     from vgg_jax.training.metrics import Evaluation
@@ -19,13 +26,8 @@ def evaluate(
     split: Annotated[
         Literal["train", "validation", "test"], typer.Option(help="Which examples.")
     ] = "test",
-    checkpoint: Annotated[
-        Literal["best", "latest"],
-        typer.Option(help="Best by validation accuracy, or the latest epoch."),
-    ] = "best",
-    weights: Annotated[
-        str | None, typer.Option(help="Where the backbone is, if it was moved since the training.")
-    ] = None,
+    checkpoint: CheckpointOption = "best",
+    weights: WeightsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Evaluate a run: loss, accuracy, and how each class fares."""

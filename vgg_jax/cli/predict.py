@@ -5,11 +5,18 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vgg_jax.cli.console import EXIT_FAILED, print_json, say, user_errors
+from vgg_jax.cli.console import (
+    EXIT_FAILED,
+    CheckpointOption,
+    WeightsOption,
+    print_json,
+    say,
+    user_errors,
+)
 from vgg_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,13 +32,8 @@ def predict(
         ),
     ],
     top: Annotated[int, typer.Option(help="How many classes to show.", min=1)] = 3,
-    checkpoint: Annotated[
-        Literal["best", "latest"],
-        typer.Option(help="Best by validation accuracy, or the latest epoch."),
-    ] = "best",
-    weights: Annotated[
-        str | None, typer.Option(help="Where the backbone is, if it was moved since the training.")
-    ] = None,
+    checkpoint: CheckpointOption = "best",
+    weights: WeightsOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print path, class and all probabilities as CSV.")
