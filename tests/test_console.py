@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
 import time
 
+import pytest
+
 from vgg_jax.cli.console import LineProgress
-from vgg_jax.progress import EpochMetrics
+from vgg_jax.progress import EpochMetrics, format_bytes
 
 METRICS = EpochMetrics(1, 10, 12.5, 80.0, 1.25, 0.5, 1.5, 0.75, 1e-3)
 
@@ -40,18 +43,78 @@ def test_long_epochs_give_a_sign_of_life(capsys, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(
+    ("unit", "total", "lines"),
+    [
+        ("images", 90, ["Working: 90 images", "Working: 30 of 90"]),
+        ("bytes", 58_889_256, ["Working: 58.9 MB", "Working: 30 bytes of 58.9 MB"]),
+    ],
+)
+def test_plain_lines_say_how_far_work_is(capsys, monkeypatch, unit, total, lines):
+    progress = LineProgress()
+    progress.work_started("Working", total, unit)
+    progress.work_done(10)  # too early for a line
+    later = time.monotonic() + 11
+    monkeypatch.setattr("time.monotonic", lambda: later)
+    progress.work_done(20)
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (65_536, "65.5 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (58_889_256, "58.9 MB"),
+        (2_500_000_000_000, "2500.0 GB"),
+    ],
+)
+def test_bytes_are_said_as_people_say_them(count, text):
+    assert format_bytes(count) == text
+
+
 def test_a_terminal_shows_a_bar():
     """In a pseudo-terminal, as a user has one."""
-    code = """
-from vgg_jax.cli.console import console_progress
-from test_console import METRICS
-import time
-progress = console_progress()
+    text = _shown_on_a_terminal("""
 progress.epoch_started(1, 3, 10)
 for step in range(1, 11):
     progress.step_done(step, 80.0, 1.0, 0.5)
     time.sleep(0.02)
 progress.epoch_done(METRICS, True)
+""")
+    for part in ("epoch 1/3", "10/10", "80.0 images/s", "validation loss 1.5000"):
+        assert part in text, text
+
+
+def test_a_terminal_shows_the_speed_of_a_download():
+    """And an evaluation after it counts images again, with the first bar gone."""
+    text = _shown_on_a_terminal("""
+progress.work_started("Downloading", 50_000_000, unit="bytes")
+for _ in range(10):
+    progress.work_done(5_000_000)
+    time.sleep(0.02)
+progress.work_started("Evaluating", 10)
+progress.work_done(10)
+""")
+    download, evaluation = text.split("Evaluating", 1)
+    assert "50.0/50.0 MB" in download, text
+    assert re.search(r"[\d.]+ [MG]B/s", download), text
+    assert "10/10 images" in evaluation, text
+    assert "B/s" not in evaluation, text
+
+
+def _shown_on_a_terminal(calls: str) -> str:
+    """Return what a pseudo-terminal shows while the code in `calls` reports to `progress`."""
+    code = f"""
+from vgg_jax.cli.console import console_progress
+from test_console import METRICS
+import time
+progress = console_progress()
+{calls}
 progress.close()
 """
     master, slave = pty.openpty()
@@ -69,6 +132,4 @@ progress.close()
             break
     os.close(master)
     assert process.wait(timeout=30) == 0
-    text = shown.decode()
-    for part in ("epoch 1/3", "10/10", "80.0 images/s", "validation loss 1.5000"):
-        assert part in text, text
+    return re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown.decode())  # without colours and the like

@@ -32,6 +32,14 @@ class EpochMetrics:
     learning_rate: float
 
 
+def format_bytes(count: int) -> str:
+    """Return a number of bytes as people say it, such as `58.9 MB`; units are powers of 1000."""
+    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
+        if count >= 999.95 * 1000 ** (power - 1):
+            return f"{count / 1000**power:.1f} {unit}"
+    return f"{count} bytes"
+
+
 class Progress:
     """Receives what happens; this one keeps silent, so that a subclass overrides what it shows."""
 
@@ -50,11 +58,11 @@ class Progress:
     def epoch_done(self, metrics: EpochMetrics, best: bool) -> None:
         """An epoch is over, validation included; `best` tells whether it is the best one so far."""
 
-    def work_started(self, what: str, total: int) -> None:
-        """Work on `total` images starts, such as an evaluation."""
+    def work_started(self, what: str, total: int, unit: str = "images") -> None:
+        """Work on `total` images, or `bytes`, starts, such as an evaluation or a download."""
 
     def work_done(self, count: int) -> None:
-        """`count` more images are done."""
+        """`count` more of them are done."""
 
     def close(self) -> None:
         """Leave the terminal as it was."""

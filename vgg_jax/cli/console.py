@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from vgg_jax.errors import VggJaxError
-from vgg_jax.progress import EpochMetrics, Progress
+from vgg_jax.progress import EpochMetrics, Progress, format_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -99,7 +99,7 @@ class LineProgress(Progress):
         """Start silent."""
         self._epoch = self._epochs = self._steps = 0
         self._last_line = 0.0
-        self._what = ""
+        self._what, self._unit = "", "images"
         self._total = self._done = 0
 
     def note(self, text: str) -> None:
@@ -128,11 +128,11 @@ class LineProgress(Progress):
         """Print the epoch's line."""
         say(_epoch_line(metrics, self._epochs, best))
 
-    def work_started(self, what: str, total: int) -> None:
+    def work_started(self, what: str, total: int, unit: str = "images") -> None:
         """Print what starts."""
-        self._what, self._total, self._done = what, total, 0
+        self._what, self._total, self._unit, self._done = what, total, unit, 0
         self._last_line = time.monotonic()
-        say(f"{what}: {total} images")
+        say(f"{what}: {format_bytes(total) if unit == 'bytes' else f'{total} {unit}'}")
 
     def work_done(self, count: int) -> None:
         """Print a line now and then."""
@@ -142,7 +142,8 @@ class LineProgress(Progress):
             and self._done < self._total
         ):
             self._last_line = time.monotonic()
-            say(f"{self._what}: {self._done} of {self._total}")
+            shown = format_bytes if self._unit == "bytes" else str
+            say(f"{self._what}: {shown(self._done)} of {shown(self._total)}")
 
 
 class _BarProgress(Progress):
@@ -151,25 +152,15 @@ class _BarProgress(Progress):
     def __init__(self) -> None:
         self._bar: Bar | None = None
         self._task: Any = None
+        self._in_bytes = False
         self._epochs = 0
 
     def _start(self, description: str, total: int, unit: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
+        in_bytes = unit == "bytes"
+        if in_bytes != self._in_bytes:
+            self.close()  # a bar cannot change its columns
         if self._bar is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-            )
-            fields = (
-                TextColumn("{task.fields[unit]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"),
-            )
-            self._bar = Bar(*columns, *fields, console=Console(stderr=True), transient=True)
+            self._bar, self._in_bytes = _new_bar(in_bytes), in_bytes
             self._bar.start()
         if self._task is not None:
             self._bar.remove_task(self._task)
@@ -199,8 +190,8 @@ class _BarProgress(Progress):
     def epoch_done(self, metrics: EpochMetrics, best: bool) -> None:
         self._print(_epoch_line(metrics, self._epochs, best))
 
-    def work_started(self, what: str, total: int) -> None:
-        self._start(what, total, "images")
+    def work_started(self, what: str, total: int, unit: str = "images") -> None:
+        self._start(what, total, unit)
 
     def work_done(self, count: int) -> None:
         if self._bar is not None:
@@ -210,6 +201,34 @@ class _BarProgress(Progress):
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None
+
+
+def _new_bar(in_bytes: bool) -> Bar:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    amount = (
+        (DownloadColumn(), TransferSpeedColumn())
+        if in_bytes
+        else (MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
+    )
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        *amount,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
 
 
 def _epoch_line(metrics: EpochMetrics, epochs: int, best: bool) -> str:
