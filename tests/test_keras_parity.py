@@ -15,11 +15,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from source_weights import read_source_weights
 from weight_files import keras_arrays, write_keras_arrays
 
 from vgg_jax.layers import IMAGENET_MEAN_RGB, keras_name
 from vgg_jax.model.vgg16 import VGG16
-from vgg_jax.weights.keras import read_keras_h5
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
@@ -31,7 +31,7 @@ TOLERANCE = 1e-5
 
 
 def _read_backbone(path: Path) -> VGG16:
-    weights = read_keras_h5(path)
+    weights = read_source_weights(path)
     return VGG16.from_layers(weights.layers, mean=weights.mean, scale=weights.scale)
 
 

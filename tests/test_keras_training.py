@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from source_weights import read_source_weights
 
 from vgg_jax.config import LossName
 from vgg_jax.layers import keras_name
@@ -17,7 +18,6 @@ from vgg_jax.model.heads import Dense256
 from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.steps import Steps, Totals, TrainState
-from vgg_jax.weights.keras import read_keras_h5
 
 GOLDEN = Path(__file__).parent / "golden"
 LEARNING_RATE = 1e-4
@@ -32,7 +32,7 @@ def golden() -> dict[str, np.ndarray]:
 
 def train(golden, loss: LossName, label_smoothing=0.0):
     """Take the ten steps; returns the losses, and each trained parameter before and after."""
-    weights = read_keras_h5(GOLDEN / "narrow_legacy.h5")
+    weights = read_source_weights(GOLDEN / "narrow_legacy.h5")
     backbone = VGG16.from_layers(weights.layers, mean=weights.mean, scale=weights.scale)
     head = Dense256((1, 1, 32), 3, rngs=nnx.Rngs(0))
     for part, name in ((head.hidden, "dense"), (head.logits, "predictions")):

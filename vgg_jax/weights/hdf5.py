@@ -11,48 +11,31 @@ import numpy as np
 from h5py import h5l  # pyright: ignore[reportAttributeAccessIssue]
 
 from vgg_jax.errors import WeightsError
+from vgg_jax.weights.source import SourceArray
+
+# Numbers of the filters that libhdf5 and h5py carry; any other would be loaded as code.
+_KNOWN_FILTERS = {
+    1: "gzip",
+    2: "shuffle",
+    3: "fletcher32",
+    4: "szip",
+    6: "scaleoffset",
+    32000: "lzf",
+}
 
 
 @contextmanager
-def open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """Open a file for reading; what h5py raises for a damaged one becomes a `WeightsError`."""
-    _check_is_hdf5(path)
+def hdf5_errors(what: str | Path) -> Iterator[None]:
+    """Turn what h5py raises for a damaged file into a `WeightsError`."""
     try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = str(error).strip("'\"")
         if "truncated file" in reason:
-            size = path.stat().st_size
             raise WeightsError(
-                f"{path} is truncated: it ends after {size:,} bytes. Fetch or copy it again."
+                f"{what} is truncated: it ends too early. Fetch or copy it again."
             ) from error
-        raise WeightsError(f"{path} cannot be read, it may be damaged: {reason}.") from error
-
-
-def _check_is_hdf5(path: Path) -> None:
-    if path.is_dir():
-        raise WeightsError(f"{path} is a folder, but a weight file (HDF5) is needed.")
-    if not path.exists():
-        raise WeightsError(f"No such weight file: {path}.")
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(64)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
-    if h5py.is_hdf5(path):
-        return
-    kind = ""
-    if not start:
-        kind = ": it is empty"
-    elif start.startswith(b"PK"):
-        kind = ": it is a zip archive, such as Keras' .keras or PyTorch's .pth files"
-    elif start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        kind = ": it is a web page, perhaps saved in place of the download"
-    raise WeightsError(
-        f"{path} is not an HDF5 file{kind}.\n"
-        "Only Keras' published VGG16 weights (.h5) can be read for now."
-    )
+        raise WeightsError(f"{what} cannot be read, it may be damaged: {reason}.") from error
 
 
 def read_strings(group: h5py.Group, name: str) -> list[str] | None:
@@ -102,22 +85,28 @@ def array_paths(group: h5py.Group) -> set[str]:
 
 def storage_problem(dataset: h5py.Dataset) -> str | None:
     """Return what keeps the values from being read as plain numbers within the file, in words."""
+    if dataset.shape is None:
+        return "has no values"
     if dataset.is_virtual or dataset.external:
         return "has its values in another file, which is not read"
     if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
         return f"is {dataset.dtype}, but must be float16, float32 or float64"
+    settings = dataset.id.get_create_plist()
+    filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
+    unknown = [number for number in filters if number not in _KNOWN_FILTERS]
+    if unknown:
+        return f"is packed by HDF5 filter {unknown[0]}, which would have to be loaded as code"
     stored = dataset.id.get_storage_size()
-    packed = dataset.id.get_create_plist().get_nfilters() > 0
-    if stored == 0 or (not packed and stored < dataset.nbytes):
+    if stored == 0 or (not filters and stored < dataset.nbytes):
         return "has values that were never written"
     return None
 
 
-def read_float32(dataset: h5py.Dataset) -> np.ndarray:
-    """Read an array of floats as float32; values too large for it become infinite."""
-    if dataset.dtype != np.dtype(np.float32):
-        with np.errstate(over="ignore"):
-            return dataset[()].astype(np.float32)
-    array = np.empty(dataset.shape, np.float32)
-    dataset.read_direct(array)
-    return array
+def source_array(path: str, dataset: h5py.Dataset) -> SourceArray:
+    """Stand for an array of floats, which is read later, while the file is open."""
+
+    def read_into(buffer: np.ndarray) -> None:
+        with hdf5_errors(f"The array {path}"):
+            dataset.read_direct(buffer)
+
+    return SourceArray(path, dataset.shape or (), dataset.dtype.newbyteorder("<"), read_into)

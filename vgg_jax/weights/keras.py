@@ -1,42 +1,37 @@
-"""Reads VGG16 weights in the HDF5 layout of the files that Keras published.
+"""Finds VGG16 in the HDF5 files of Keras: weights and whole models, by name or by number.
 
-The root's attribute `layer_names` lists the layers, each layer's attribute `weight_names` its
-arrays: names are taken from there. No array is read before every name and declared shape is right.
+Keras 1 and 2, and the files that Keras publishes, list the layers in the attribute `layer_names`
+and each layer's arrays in `weight_names`. Keras 3 (`.weights.h5`) names groups by class and number
+instead: `layers/conv2d`, `layers/conv2d_1`, …. A backbone nested in a user's model is found in
+either. No array is read here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
-import numpy as np
 
 from vgg_jax.errors import WeightsError
-from vgg_jax.layers import (
-    BASE_CHANNELS,
-    CONVOLUTIONS,
-    IMAGENET_MEAN_RGB,
-    block_of,
-    keras_name,
-    kernel_shapes,
-)
+from vgg_jax.layers import CONVOLUTIONS, keras_name
 from vgg_jax.weights.hdf5 import (
     array_paths,
     find_member,
-    open_hdf5,
-    read_float32,
+    hdf5_errors,
     read_strings,
+    source_array,
     storage_problem,
 )
-from vgg_jax.weights.source import SourceWeights
+from vgg_jax.weights.keras_model import ModelDescription, describe_model
+from vgg_jax.weights.own_facts import OWN_KEY, read_own_facts
+from vgg_jax.weights.source import Contents, FoundLayer, ModelFacts, SourceArray
 
-LAYOUT = "Keras HDF5, as published"
 _CONVOLUTIONS = {keras_name(layer): layer for layer in CONVOLUTIONS}
-_TOP = {"fc1": "fc6", "fc2": "fc7", "predictions": "fc8"}
+_TOP = ("fc1", "fc2", "predictions")
 _VGG19 = ("block3_conv4", "block4_conv4", "block5_conv4")
 _OTHER_NETWORKS = (  # layer names that give a network of keras.applications away
     (r"block14_sepconv", "an Xception"),
@@ -48,71 +43,177 @@ _OTHER_NETWORKS = (  # layer names that give a network of keras.applications awa
     (r"conv\d_block|res\d[a-z]_", "a ResNet"),
     (r"convnext", "a ConvNeXt"),
 )
-_KERNEL = re.compile(r"(?:.*_)?(?:kernel|W)(?:_\d+)?(?::0)?")
-_BIAS = re.compile(r"(?:.*_)?(?:bias|b)(?:_\d+)?(?::0)?")
-_IGNORED_GROUPS = {"top_level_model_weights"}
-_MOST_UNPACKED = 64  # times the file: real weights hardly compress at all
+_ROLE = re.compile(r"(?:(.*)_)?(?:(?P<kernel>kernel|W)|(?P<bias>bias|b))(?:_\d+)?(?::0)?")
+_WITHOUT_LAYERS = {"top_level_model_weights"}
+_NUMBERED = re.compile(r"(?P<layer>.*)/vars/(?:(?P<kernel>0)|(?P<bias>1))")
+_NO_LAYERS = ("optimizer", "seed_generator")
 _NAMES_SHOWN = 6
 
-_Datasets = dict[str, tuple[h5py.Dataset, h5py.Dataset]]
+_Pair = dict[str, SourceArray]  # by role, kernel and bias
 
 
-def read_keras_h5(path: Path) -> SourceWeights:
-    """Read a VGG16 weight file in the published layout, with or without top, of any width.
+def find_keras_h5(path: Path, file: h5py.File, layout: str | None = None) -> Contents:
+    """Find VGG16 in an open HDF5 file of Keras, of any version, weights or whole model.
 
     Args:
-        path: HDF5 file of float16, float32 or float64 arrays, conv1_1 taking BGR.
-
-    Returns:
-        The weights as float32, conv1_1 taking RGB.
+        path: The file's name, for messages.
+        file: Must stay open until the arrays are read.
+        layout: Which of the three layouts to take it for, if not what it looks like.
 
     Raises:
-        WeightsError: If the file is not that; every mismatch is named.
+        WeightsError: If the file is no weight file of Keras, or of another network.
     """
-    path = Path(path)
-    with open_hdf5(path) as file:
-        layer_names = _layer_names(path, file)
-        _check_network(path, layer_names)
-        found, problems = _find_arrays(file, layer_names)
-        width = _width(found)
-        problems += _shape_problems(found, width)
-        problems += _storage_problems(found, path.stat().st_size)
-        _raise_together(path, problems)
-        arrays = {name: (read_float32(k), read_float32(b)) for name, (k, b) in found.items()}
-    _raise_together(path, _values_not_finite(arrays))
-    kernel, bias = arrays["block1_conv1"]
-    arrays["block1_conv1"] = np.ascontiguousarray(kernel[:, :, ::-1]), bias  # from BGR to RGB
-    with path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return SourceWeights(
-        layers={layer: arrays[name] for name, layer in _CONVOLUTIONS.items()},
-        top={layer: arrays[name] for name, layer in _TOP.items() if name in arrays},
-        width=width,
-        mean=IMAGENET_MEAN_RGB,
-        scale=(1.0, 1.0, 1.0),
-        layout=LAYOUT,
-        source=path.name,
-        sha256=sha256,
-    )
+    with hdf5_errors(path):
+        layout = layout or _recognise(path, file)
+        if layout == "keras-weights-h5":
+            contents = find_numbered(path, file, layout)
+        elif layout == "keras-h5":
+            contents = _find_listed(path, file, layout, None)
+        else:
+            contents = _find_in_model(path, file, layout)
+        own = read_strings(file, OWN_KEY)
+        return replace(contents, facts=read_own_facts(own[0])) if own else contents
 
 
-def _layer_names(path: Path, file: h5py.File) -> list[str]:
-    names = read_strings(file, "layer_names")
-    if names is not None:
-        return names
-    if "model_config" in file.attrs or "model_weights" in file:
-        kind = "it looks like a whole Keras model (model.save)"
-    elif {"layers", "_layer_checkpoint_dependencies"} & set(file):
-        kind = "it looks like a Keras 3 weight file (.weights.h5)"
-    else:
-        kind = f"it holds {_listed(list(file))}"
+def _find_in_model(path: Path, file: h5py.File, layout: str) -> Contents:
+    weights = find_member(file, "model_weights")
+    if not isinstance(weights, h5py.Group):
+        raise WeightsError(f"{path} is no whole Keras model: 'model_weights' {weights}.")
+    config = read_strings(file, "model_config")
+    return _find_listed(path, weights, layout, describe_model(config[0]) if config else None)
+
+
+def _recognise(path: Path, file: h5py.File) -> str:
+    if "model_weights" in file:
+        return "keras-model-h5"
+    if read_strings(file, "layer_names") is not None:
+        return "keras-h5"
+    if {"layers", "_layer_checkpoint_dependencies"} & set(file):
+        return "keras-weights-h5"
     raise WeightsError(
-        f"{path} has no attribute 'layer_names': {kind}.\n"
-        "Only the layout of the VGG16 weights that Keras publishes is read for now."
+        f"{path} is HDF5, but holds no weights of Keras: there is no 'layer_names', no"
+        f" 'model_weights' and no 'layers', but {listed(list(file))}."
     )
 
 
-def _check_network(path: Path, layer_names: list[str]) -> None:
+def find_numbered(
+    path: Path, file: h5py.File, layout: str, model: ModelDescription | None = None
+) -> Contents:
+    """Find VGG16 in a weight file of Keras 3, alone or from within a `.keras` file.
+
+    Raises:
+        WeightsError: If the file holds another network.
+    """
+    with hdf5_errors(path):
+        found: dict[str, _Pair] = {}
+        names: dict[str, str] = {}
+        problems: list[str] = []
+        for member in sorted(array_paths(file), key=natural_order):
+            if any(part.startswith(_NO_LAYERS) for part in member.split("/")):
+                continue
+            match = _NUMBERED.fullmatch(member)
+            if match is None:
+                problems.append(f"unexpected array {member!r}")
+                continue
+            layer, name = match["layer"], member.rsplit("/", 1)[1]
+            group = find_member(file, f"{layer}/vars")
+            if isinstance(group, h5py.Group):  # as it must be, since it holds the array
+                _add(found.setdefault(layer, {}), match, member, group, name, problems)
+                # Newer versions write the layer's own name beside its arrays.
+                names[layer] = (read_strings(group, "name") or [layer])[0]
+    _check_network(path, names.values())
+    return _classify(path, found, names, layout, problems, model)
+
+
+def natural_order(text: str) -> list[tuple[int, str | int]]:
+    """Return a sort key by which `conv2d_2` comes before `conv2d_10`, and `conv2d` before both."""
+    return [
+        (1, int(part)) if part.isdigit() else (0, part)
+        for part in re.split(r"(\d+)", text.replace("/", "\0"))
+    ]
+
+
+def listed(names: list[str]) -> str:
+    """Return the first few names, quoted, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:_NAMES_SHOWN]) or "nothing"
+    more = len(names) - _NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _find_listed(
+    path: Path, root: h5py.Group, layout: str, model: ModelDescription | None
+) -> Contents:
+    """Find the layers that the attribute `layer_names` lists."""
+    layer_names = read_strings(root, "layer_names") or []
+    found: dict[str, _Pair] = {}
+    problems: list[str] = []
+    for name, count in Counter(layer_names).items():
+        if count > 1:
+            problems.append(f"{name}: listed {count} times")
+        group = find_member(root, name)
+        array_names = read_strings(group, "weight_names") if isinstance(group, h5py.Group) else None
+        if not isinstance(group, h5py.Group):
+            problems.append(f"{name}: {group if isinstance(group, str) else 'is not a group'}")
+        elif array_names is None:
+            problems.append(f"{name}: has no attribute 'weight_names'")
+        else:
+            left_over = sorted(array_paths(group) - set(array_names))
+            problems += [f"{name}: unexpected array {path!r}" for path in left_over]
+            _add_arrays(found, name, group, array_names, problems)
+    left_over = set(root) - set(layer_names) - _WITHOUT_LAYERS
+    problems += [f"{name}: unexpected, not in 'layer_names'" for name in sorted(left_over)]
+    if {"fc1", "fc2"} & set(layer_names):  # "predictions" is also a name of users' own layers
+        problems += [f"{name}: missing" for name in _TOP if name not in layer_names]
+    _check_network(path, [*layer_names, *found])
+    return _classify(path, found, {name: name for name in found}, layout, problems, model)
+
+
+def _add_arrays(
+    found: dict[str, _Pair],
+    layer: str,
+    group: h5py.Group,
+    array_names: list[str],
+    problems: list[str],
+) -> None:
+    """Add the arrays of a layer, or of each layer of the model that it is."""
+    roles = {name: _ROLE.fullmatch(name.rsplit("/", 1)[-1]) for name in array_names}
+    is_model = len(array_names) > 2
+    if layer not in _CONVOLUTIONS and layer not in _TOP and array_names and not any(roles.values()):
+        problems.append(f"{layer}: unexpected layer, with {listed(array_names)}")
+        return
+    if not is_model and (array_names or layer in _CONVOLUTIONS):
+        found.setdefault(layer, {})
+    for name, match in roles.items():
+        if match is None:
+            problems.append(f"{layer}: unexpected array {name!r}")
+            continue
+        owner = layer
+        if is_model:  # its layers' names precede the role: block1_conv1/kernel, block1_conv1_W_1
+            owner = match[1] or next(reversed(name.split("/")[:-1]), layer)
+        _add(found.setdefault(owner, {}), match, f"{layer}/{name}", group, name, problems)
+
+
+def _add(
+    pair: _Pair, match: re.Match[str], path: str, group: h5py.Group, name: str, problems: list[str]
+) -> None:
+    """Add one array to a layer's pair, or say what is wrong with it."""
+    role = "kernel" if match["kernel"] else "bias"
+    dataset = find_member(group, name)
+    label = path.removesuffix(f"/{name}")
+    if role in pair:
+        problems.append(f"{label}: unexpected array {name!r}")
+    elif not isinstance(dataset, h5py.Dataset):
+        problems.append(
+            f"{label}: {name!r} {dataset if isinstance(dataset, str) else 'is not an array'}"
+        )
+    else:
+        problem = storage_problem(dataset)
+        if problem is not None:
+            problems.append(f"{label}: {role} {problem}")
+        pair[role] = source_array(path, dataset)
+
+
+def _check_network(path: Path, layer_names: Iterable[str]) -> None:
     """Refuse another network in one sentence, not with a list of mismatches."""
     given_away = [(name, "a VGG19") for name in layer_names if name in _VGG19] + [
         (name, network)
@@ -123,143 +224,63 @@ def _check_network(path: Path, layer_names: list[str]) -> None:
     if given_away:
         name, network = given_away[0]
         raise WeightsError(f"{path} holds {network} (it has {name!r}), but a VGG16 is needed.")
-    if not set(layer_names) & set(_CONVOLUTIONS):
-        raise WeightsError(
-            f"{path} holds no VGG16: none of its layers is one of block1_conv1 to block5_conv3.\n"
-            f"Its layers: {_listed(layer_names)}."
-        )
 
 
-def _find_arrays(file: h5py.File, layer_names: list[str]) -> tuple[_Datasets, list[str]]:
-    """Return each layer's kernel and bias, unread, by Keras' names, and all that is wrong."""
-    found: _Datasets = {}
-    problems: list[str] = []
-    for name, count in Counter(layer_names).items():
-        if count > 1:
-            problems.append(f"{name}: listed {count} times")
-        group = find_member(file, name)
-        array_names = read_strings(group, "weight_names") if isinstance(group, h5py.Group) else None
-        if not isinstance(group, h5py.Group):
-            problems.append(f"{name}: {group if isinstance(group, str) else 'is not a group'}")
-        elif array_names is None:
-            problems.append(f"{name}: has no attribute 'weight_names'")
-        elif array_names and name not in _CONVOLUTIONS and name not in _TOP:
-            problems.append(f"{name}: unexpected layer, with {_listed(array_names)}")
-        else:
-            left_over = sorted(array_paths(group) - set(array_names))
-            problems += [f"{name}: unexpected array {path!r}" for path in left_over]
-            if name in _CONVOLUTIONS or name in _TOP:
-                pair, wrong = _kernel_and_bias(group, array_names)
-                problems += [f"{name}: {problem}" for problem in wrong]
-                found |= {name: pair} if pair else {}
-    expected = [*_CONVOLUTIONS, *(_TOP if set(_TOP) & set(layer_names) else ())]
-    problems += [f"{name}: missing" for name in expected if name not in layer_names]
-    left_over = set(file) - set(layer_names) - _IGNORED_GROUPS
-    problems += [f"{name}: unexpected, not in 'layer_names'" for name in sorted(left_over)]
-    return found, problems
-
-
-def _kernel_and_bias(
-    group: h5py.Group, array_names: list[str]
-) -> tuple[tuple[h5py.Dataset, h5py.Dataset] | None, list[str]]:
-    """Tell kernel from bias by name; returns the pair, if it is whole, and what is wrong."""
-    pair: dict[str, h5py.Dataset] = {}
-    problems: list[str] = []
-    for name in array_names:
-        last = name.rsplit("/", 1)[-1]
-        role = "kernel" if _KERNEL.fullmatch(last) else "bias" if _BIAS.fullmatch(last) else None
-        dataset = find_member(group, name)
-        if role is None or role in pair:
-            problems.append(f"unexpected array {name!r}")
-        elif isinstance(dataset, h5py.Dataset):
-            pair[role] = dataset
-        else:
-            problems.append(
-                f"{name!r} {dataset if isinstance(dataset, str) else 'is not an array'}"
+def _classify(
+    path: Path,
+    found: Mapping[str, _Pair],
+    names: Mapping[str, str],
+    layout: str,
+    problems: list[str],
+    model: ModelDescription | None,
+) -> Contents:
+    """Tell convolutions from dense layers; `names` has Keras' name of each found layer."""
+    layers: dict[str, FoundLayer] = {}
+    convolutions: list[FoundLayer] = []
+    dense: dict[str, FoundLayer] = {}
+    by_name = any(names[key] in _CONVOLUTIONS for key in found)
+    for key, pair in found.items():
+        name = names[key]
+        known = name in _CONVOLUTIONS or name in _TOP
+        if pair.keys() != {"kernel", "bias"}:
+            told = any(
+                problem.startswith(f"{key}: ") and "unexpected" not in problem
+                for problem in problems
             )
-    if len(pair) == 2:
-        return (pair["kernel"], pair["bias"]), problems
-    if not problems:
-        problems = [f"has no {role}" for role in ("kernel", "bias") if role not in pair]
-    return None, problems
-
-
-def _width(found: _Datasets) -> float:
-    """Return the width that most convolutions have, so that the odd one out is the one blamed."""
-    widths = Counter(
-        kernel.shape[3] / BASE_CHANNELS[block_of(_CONVOLUTIONS[name]) - 1]
-        for name, (kernel, _) in found.items()
-        if name in _CONVOLUTIONS and kernel.ndim == 4 and kernel.shape[3] > 0
-    )
-    width = widths.most_common(1)[0][0] if widths else 1.0
-    return width if (width * 64).is_integer() else 1.0
-
-
-def _shape_problems(found: _Datasets, width: float) -> list[str]:
-    problems: list[str] = []
-    expected: dict[str, tuple[int, ...]] = {
-        keras_name(layer): shape for layer, shape in kernel_shapes(width).items()
-    }
-    units = 49 * expected["block5_conv3"][-1]  # the top sees 7 x 7 positions
-    for name in _TOP:
-        if name in found:
-            kernel = found[name][0]
-            units_out = kernel.shape[-1] if kernel.ndim == 2 else units
-            expected[name] = (units, units_out)
-            units = units_out
-    for name, (kernel, bias) in found.items():
-        shape = expected[name]
-        if kernel.shape != shape or 0 in shape:
-            problems.append(
-                f"{name}: kernel is {_shape(kernel.shape)}, "
-                f"but {_shape(shape)} fits the rest (width {width:g})"
+            if known and not told:
+                problems += [
+                    f"{name}: has no {role}" for role in ("kernel", "bias") if role not in pair
+                ]
+            elif not known:
+                arrays = [array.path.removeprefix(f"{key}/") for array in pair.values()]
+                problems.append(f"{key}: unexpected layer, with {listed(arrays)}")
+            continue
+        layer = FoundLayer(name, pair["kernel"], pair["bias"])
+        if name in _CONVOLUTIONS:
+            layers[_CONVOLUTIONS[name]] = layer
+        elif name in _TOP or len(layer.kernel.shape) == 2:
+            dense[name] = layer
+        elif by_name or len(layer.kernel.shape) != 4:
+            problems.append(f"{key}: unexpected layer, with {listed([layer.kernel.path])}")
+        else:
+            convolutions.append(layer)
+    if not by_name:
+        if len(convolutions) != len(CONVOLUTIONS):
+            raise WeightsError(
+                f"{path} holds no VGG16: it has {len(convolutions)} convolutions, not 13, none of"
+                f" them block1_conv1 to block5_conv3.\nIts layers: {listed([*names.values()])}."
             )
-        if bias.shape != shape[-1:]:
-            problems.append(f"{name}: bias is {_shape(bias.shape)}, not {_shape(shape[-1:])}")
-    return problems
-
-
-def _storage_problems(found: _Datasets, file_size: int) -> list[str]:
-    problems = [
-        f"{name}: {role} {problem}"
-        for name, pair in found.items()
-        for role, dataset in zip(("kernel", "bias"), pair, strict=True)
-        if (problem := storage_problem(dataset)) is not None
+        layers = dict(zip(CONVOLUTIONS, convolutions, strict=True))
+    problems += [
+        f"{keras_name(name)}: missing"
+        for name in CONVOLUTIONS
+        if keras_name(name) not in names.values() and by_name
     ]
-    declared = sum(dataset.nbytes for pair in found.values() for dataset in pair)
-    if declared > _MOST_UNPACKED * file_size:
-        problems.append(
-            f"its arrays claim {declared:,} bytes, though the whole file has {file_size:,}"
-        )
-    return problems
-
-
-def _values_not_finite(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
-    problems: list[str] = []
-    for name, pair in arrays.items():
-        for role, array in zip(("kernel", "bias"), pair, strict=True):
-            # The extremes are NaN or infinite where anything is, without a copy of the array.
-            if not (np.isfinite(array.min()) and np.isfinite(array.max())):
-                count = int(array.size - np.isfinite(array).sum())
-                problems.append(f"{name}: {role} has {count:,} values that are not finite")
-    return problems
-
-
-def _raise_together(path: Path, problems: list[str]) -> None:
-    if len(problems) == 1:
-        raise WeightsError(f"{path} is not a usable VGG16 weight file: {problems[0]}.")
-    if problems:
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise WeightsError(
-            f"{path} is not a usable VGG16 weight file; {len(problems)} mismatches:\n{lines}"
-        )
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "a single number"
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:_NAMES_SHOWN]) or "nothing"
-    more = len(names) - _NAMES_SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
+    return Contents(
+        layout=layout,
+        layers={name: layers[name] for name in CONVOLUTIONS if name in layers},
+        dense=tuple(dense.values()),
+        problems=(*problems, *(model.problems if model else ())),
+        head_problems=model.head_problems if model else (),
+        facts=model.facts if model else ModelFacts(),
+    )
