@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from flax import nnx
 
 from vgg_jax.errors import PluginError
 from vgg_jax.model.classifier import Classifier, build_classifier, make_functional
+from vgg_jax.model.heads import VGGTop
 from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugins import PluginChoice
 
@@ -63,8 +66,9 @@ def test_bound_functions_equal_the_module(backbone, images, boundary, head):
     np.testing.assert_array_equal(functional.bind(parameters).suffix(features), expected)
 
 
-def test_dropout_is_on_in_training_only_and_follows_the_key(backbone, images):
-    head = DropoutHead((1, 1, 32), 3, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("make_head", [DropoutHead, functools.partial(VGGTop, units=16)])
+def test_dropout_is_on_in_training_only_and_follows_the_key(backbone, images, make_head):
+    head = make_head((1, 1, 32), 3, rngs=nnx.Rngs(0))
     functional, parameters = make_functional(Classifier(backbone, head, "head"))
 
     def logits(key=None):

@@ -5,48 +5,65 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import (
-    EXIT_FAILED,
-    CheckpointOption,
-    WeightsOption,
-    print_json,
-    say,
-    user_errors,
-)
-from vgg_jax.errors import ConfigError
+from vgg_jax.cli.console import EXIT_FAILED, console_progress, print_json, say, user_errors
+from vgg_jax.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from vgg_jax.workflows.predict import Prediction
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    run_or_path: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|PATH",
+            help="Folder of a run. May be left out: then the weights' own top answers.",
+        ),
+    ],
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="PATH…", help="Pictures, folders of pictures, or - for paths on stdin."
         ),
-    ],
+    ] = None,
     top: Annotated[int, typer.Option(help="How many classes to show.", min=1)] = 3,
-    checkpoint: CheckpointOption = "best",
-    weights: WeightsOption = None,
+    checkpoint: Annotated[
+        Literal["best", "latest"] | None,
+        typer.Option(
+            help="Of RUN: best by validation accuracy, or the latest epoch.", show_default="best"
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="With RUN: where its backbone is, if it was moved since the training. Without:"
+            " weights with top, such as imagenet-top."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print path, class and all probabilities as CSV.")
     ] = False,
 ) -> None:
-    """Say what pictures show."""
+    """Say what pictures show: one of a run's classes or, with --weights alone, of ImageNet's."""
     failed = False
     with user_errors():
         if as_json and as_csv:
             raise ConfigError("--json and --csv cannot both be given.")
+        run, pictures = _divide([run_or_path, *(paths or [])], weights)
         from vgg_jax.workflows.predict import predict as predict_paths
 
-        predictions = predict_paths(run, _expand(paths), checkpoint=checkpoint, weights=weights)
+        predictions = predict_paths(
+            run,
+            _expand(pictures),
+            checkpoint=checkpoint,
+            weights=weights,
+            progress=console_progress(),
+        )
         if as_json:
             results = list(predictions)
             print_json({"predictions": [result.as_dict(top) for result in results]})
@@ -69,6 +86,22 @@ def predict(
                 writer.writerow([result.path, result.class_name, *shares])
     if failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _divide(words: list[str], weights: str | None) -> tuple[Path | None, list[str]]:
+    """Tell the run, if there is one, from the pictures."""
+    first = Path(words[0])
+    if (first / "run.json").is_file():
+        return first, words[1:]
+    if weights is not None:
+        return None, words
+    reason = (
+        "has no run.json" if first.is_dir() else "is a file" if first.exists() else "does not exist"
+    )
+    raise RunError(
+        f"{first} is not a run: it {reason}. Runs are made by `vgg-jax train`.\n"
+        "For ImageNet's classes, without a run: vgg-jax predict --weights imagenet-top PATH…"
+    )
 
 
 def _expand(paths: list[str]) -> list[str]:

@@ -75,13 +75,16 @@ class VGG16(nnx.Module):
         mean: Sequence[float],
         scale: Sequence[float],
     ) -> VGG16:
-        """Build a network from {convolution: (HWIO kernel, bias)}, float32, all thirteen."""
+        """Build a network from {convolution: (HWIO kernel, bias)}, float32, all thirteen.
+
+        Where JAX can share the arrays' memory it does, so they must not change.
+        """
         width = layers["conv1_1"][0].shape[-1] / BASE_CHANNELS[0]
         backbone = nnx.eval_shape(lambda: cls(width, mean=mean, scale=scale, rngs=nnx.Rngs(0)))
         for name, (kernel, bias) in layers.items():
             conv = getattr(backbone, name)
-            conv.kernel.set_value(jnp.asarray(kernel))
-            conv.bias.set_value(jnp.asarray(bias))
+            conv.kernel.set_value(jax.device_put(kernel))
+            conv.bias.set_value(jax.device_put(bias))
         return backbone
 
     def normalise(self, images: jax.Array | np.ndarray) -> jax.Array:

@@ -1,9 +1,10 @@
-"""Backbones and trained classifiers, ready to be used."""
+"""Backbones and classifiers, ready to be used."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,22 +12,27 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vgg_jax.config import DEMO, Interpolation, LossName, ResolvedConfig
-from vgg_jax.errors import DataError, RunError, WeightsError
-from vgg_jax.layers import kernel_shapes
+from vgg_jax.config import DEMO, ResolvedConfig
+from vgg_jax.errors import RunError, WeightsError
+from vgg_jax.layers import HEAD, kernel_shapes
 from vgg_jax.model.classifier import (
+    Classifier,
     Functional,
     Parameters,
     build_classifier,
     make_functional,
 )
+from vgg_jax.model.heads import VGGTop
+from vgg_jax.model.imagenet_classes import class_names
 from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugins import parse_choice
+from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Which
-from vgg_jax.training.losses import probabilities
 from vgg_jax.training.run_folder import RunFolder, RunRecord
-from vgg_jax.weights.store import array_sha256, load_weights
+from vgg_jax.weights.checksums import array_sha256
+from vgg_jax.weights.store import load_weights
 from vgg_jax.workflows.convert import find_weights
+from vgg_jax.workflows.trained_classifier import TrainedClassifier
 
 RANDOM_PREFIX = "random:"
 
@@ -46,12 +52,14 @@ class OpenedBackbone:
     digest: str
 
 
-def open_backbone(weights: str) -> OpenedBackbone:
+def open_backbone(weights: str, progress: Progress | None = None) -> OpenedBackbone:
     """Read a backbone.
 
     Args:
         weights: A folder that `convert-weights` wrote, the name of one under `./weights` or in the
-            user's cache, `demo`, or `random:SEED[:WIDTH]` for untrained weights.
+            user's cache, a name in the manifest, which is downloaded on first use, `demo`, or
+            `random:SEED[:WIDTH]` for untrained weights.
+        progress: Told of a download; silent by default.
 
     Raises:
         WeightsError: If it is not there, or its arrays are not what was written.
@@ -59,7 +67,7 @@ def open_backbone(weights: str) -> OpenedBackbone:
     if weights.startswith(RANDOM_PREFIX):
         backbone = _random_backbone(weights)
         return OpenedBackbone(backbone, weights, _digest(backbone))
-    folder = find_weights(weights)
+    folder = find_weights(weights, progress)
     stored = load_weights(folder)
     backbone = VGG16.from_layers(stored.layers, mean=stored.mean, scale=stored.scale)
     # The demo's weights can be had again by name; the digest tells whether they are the same.
@@ -70,65 +78,6 @@ def open_backbone(weights: str) -> OpenedBackbone:
 def load_backbone(weights: str | Path) -> VGG16:
     """Read a backbone; `weights` and errors as for `open_backbone`."""
     return open_backbone(str(weights)).backbone
-
-
-class TrainedClassifier:
-    """A trained classifier.
-
-    Attributes:
-        class_names: Names of the classes, in the order of the probabilities.
-        image_size: Side in pixels of the square images it takes.
-        interpolation: How pictures were resized for its training.
-        loss: The loss it was trained with.
-        epoch: Number of the epoch whose parameters it has.
-    """
-
-    def __init__(
-        self,
-        functional: Functional,
-        parameters: Parameters,
-        config: ResolvedConfig,
-        record: RunRecord,
-        epoch: int,
-    ) -> None:
-        """Hold a classifier's functions and parameters; use `load_classifier` to get one."""
-        if config.image_size is None:
-            raise RunError(
-                "The run's configuration has no image_size; its config.toml was changed."
-            )
-        self.class_names = record.class_names
-        self.image_size = config.image_size
-        self.interpolation: Interpolation = config.interpolation
-        self.loss: LossName = config.loss
-        self.epoch = epoch
-        self._parameters = parameters
-        self._logits = jax.jit(lambda parameters, images: functional.bind(parameters)(images))
-
-    def logits(self, images: jax.Array) -> jax.Array:
-        """Return the logits `[B, K]` of RGB images `[B, S, S, 3]`, uint8 or float32 in [0, 1]."""
-        return self._logits(self._parameters, images)
-
-    def predict(self, images: np.ndarray | jax.Array) -> np.ndarray:
-        """Return the probabilities `[B, K]` of RGB images `[B, S, S, 3]`.
-
-        They are uint8, or float32 in [0, 1]; S is `image_size`. With the loss `binary` each class
-        has a probability of its own; else they sum to 1.
-
-        Raises:
-            DataError: If the images have another shape or type.
-        """
-        shape = (self.image_size, self.image_size, 3)
-        if (
-            images.ndim != 4
-            or images.shape[1:] != shape
-            or images.dtype not in (np.uint8, np.float32)
-        ):
-            raise DataError(
-                f"predict got {images.dtype} {list(images.shape)}, but takes uint8, or float32 in"
-                f" [0, 1], of shape [B, {self.image_size}, {self.image_size}, 3] in RGB;"
-                " `vgg_jax.data.decode.resize_image` brings a picture to that size."
-            )
-        return np.asarray(probabilities(self.loss, self.logits(jax.numpy.asarray(images))))
 
 
 def load_classifier(
@@ -150,9 +99,50 @@ def load_classifier(
     epoch = folder.checkpoints.find(checkpoint)
     restored = folder.checkpoints.restore(epoch)
     folder.checkpoints.close()
-    functional, parameters = rebuild(config, record, weights)
+    functional, parameters = rebuild(config, record, weights or folder.own_backbone)
     trained = checked(restored.trained, parameters)
-    return TrainedClassifier(functional, {**parameters, **trained}, config, record, epoch)
+    return TrainedClassifier(
+        functional,
+        {**parameters, **trained},
+        class_names=record.class_names,
+        image_size=config.image_size,
+        interpolation=config.interpolation,
+        loss=config.loss,
+        epoch=epoch,
+    )
+
+
+def load_top_classifier(weights: str | Path, progress: Progress | None = None) -> TrainedClassifier:
+    """Load the classifier that weights hold by themselves: their backbone and their top.
+
+    Its classes are ImageNet's if there are 1,000, else `class 0`, `class 1` and so on.
+
+    Args:
+        weights: A folder or a name, as for `open_backbone`, of weights with top.
+        progress: Told of a download; silent by default.
+
+    Raises:
+        WeightsError: If the weights are not there, are damaged, or have no top.
+    """
+    name = str(weights)
+    if name.startswith(RANDOM_PREFIX):
+        raise _no_top(name)
+    stored = load_weights(find_weights(name, progress), with_top=True)
+    if not stored.top:
+        raise _no_top(name)
+    classifier = Classifier(
+        VGG16.from_layers(stored.layers, mean=stored.mean, scale=stored.scale),
+        VGGTop.from_layers(stored.top),
+        HEAD,
+    )
+    inputs, num_classes = stored.top["fc6"][0].shape[0], stored.top["fc8"][0].shape[1]
+    return TrainedClassifier(
+        *make_functional(classifier),
+        class_names=class_names(num_classes),
+        image_size=_image_size(inputs, stored.layers["conv5_3"][0].shape[-1]),
+        interpolation="bilinear",
+        loss="categorical",
+    )
 
 
 def rebuild(
@@ -209,6 +199,24 @@ def checked(restored: Mapping[str, np.ndarray], parameters: Parameters) -> Param
                 " run.json names."
             )
     return {path: jax.numpy.asarray(value) for path, value in restored.items()}
+
+
+def _image_size(inputs: int, channels: int) -> int:
+    """Return the side in pixels of the images whose features, flattened, are that many numbers."""
+    side = math.isqrt(inputs // channels)
+    if side * side * channels != inputs:
+        raise WeightsError(
+            f"The top takes {inputs} features, which are no square of {channels} channels."
+        )
+    return 32 * side  # five poolings halve it
+
+
+def _no_top(weights: str) -> WeightsError:
+    return WeightsError(
+        f"The weights {weights} have no top (fc6, fc7, fc8), so they name no classes by themselves."
+        "\nUse --weights imagenet-top for ImageNet's classes, or name a trained run first:"
+        " vgg-jax predict RUN PATH…"
+    )
 
 
 def _random_backbone(weights: str) -> VGG16:

@@ -13,9 +13,11 @@ import numpy as np
 
 from vgg_jax.data.decode import decode_image, resize_image
 from vgg_jax.data.folders import is_picture
-from vgg_jax.errors import DataError
+from vgg_jax.errors import ConfigError, DataError
+from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Which
-from vgg_jax.workflows.load import TrainedClassifier, load_classifier
+from vgg_jax.workflows.load import load_classifier, load_top_classifier
+from vgg_jax.workflows.trained_classifier import TrainedClassifier
 
 _BATCH_SIZE = 32
 
@@ -52,24 +54,28 @@ class Prediction:
 
 
 def predict(
-    run: str | Path,
+    run: str | Path | None,
     paths: Iterable[str | Path],
     *,
-    checkpoint: Which = "best",
+    checkpoint: Which | None = None,
     weights: str | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Prediction]:
     """Yield the prediction for each picture, in order; a broken one has an `error`.
 
     Args:
-        run: The run's folder.
+        run: The run's folder, or None to ask the top of `weights`.
         paths: Pictures, and folders whose pictures are searched for at any depth.
-        checkpoint: `best` or `latest`.
-        weights: Where the backbone is, if it is no longer where the run found it.
+        checkpoint: Of the run: `best`, the default, or `latest`.
+        weights: Without a run, weights with top, such as `imagenet-top`. With a run, where its
+            backbone is, if it is no longer where the run found it.
+        progress: Told of a download; silent by default.
 
     Raises:
+        ConfigError: If there is neither a run nor weights, or a checkpoint without a run.
         DataError: If there are no pictures at all.
         RunError: If the folder is no run, has no checkpoint, or was damaged.
-        WeightsError: If the backbone is gone or is another one.
+        WeightsError: If the backbone is gone or is another one, or the weights have no top.
     """
     pictures = iter(_pictures(paths))
     first = next(pictures, None)
@@ -77,8 +83,24 @@ def predict(
         raise DataError(
             "There are no pictures to predict; name pictures or folders that hold some."
         )
-    classifier = load_classifier(run, checkpoint=checkpoint, weights=weights)
-    return _predict(classifier, first, pictures)
+    return _predict(_load(run, checkpoint, weights, progress), first, pictures)
+
+
+def _load(
+    run: str | Path | None,
+    checkpoint: Which | None,
+    weights: str | None,
+    progress: Progress | None,
+) -> TrainedClassifier:
+    if run is not None:
+        return load_classifier(run, checkpoint=checkpoint or "best", weights=weights)
+    if weights is None:
+        raise ConfigError("Without a run, name weights with top, such as imagenet-top.")
+    if checkpoint is not None:
+        raise ConfigError(
+            f"--checkpoint {checkpoint} picks an epoch of a run, but no run was named."
+        )
+    return load_top_classifier(weights, progress)
 
 
 def _predict(
