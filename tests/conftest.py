@@ -20,8 +20,9 @@ SPLIT_SIZES = {"train": 7, "validation": 3, "test": 3}  # of each class
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Keep tests out of the user's cache."""
+    """Keep tests out of the user's cache, and off the network."""
     os.environ["VGG_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["VGG_JAX_MIRROR"] = "http://127.0.0.1:9"  # nothing listens there
 
 
 @pytest.fixture(scope="session")

@@ -9,19 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from source_weights import read_source_weights
 from weight_files import write_published_h5
 
 from vgg_jax.errors import WeightsError
 from vgg_jax.weights import store
-from vgg_jax.weights.keras import read_keras_h5
+from vgg_jax.weights.checksums import array_sha256
+from vgg_jax.weights.metadata import METADATA_FILE, read_metadata
 from vgg_jax.weights.source import SourceWeights
-from vgg_jax.weights.store import array_sha256, load_weights, read_metadata, save_weights
+from vgg_jax.weights.store import load_weights, save_weights
 
 
 def _weights(folder: Path, seed: int = 0, *, top: bool = False, width: float = 1 / 16):
     path = folder / f"source-{seed}-{top}-{width}.h5"
     write_published_h5(path, width, seed, top)
-    return read_keras_h5(path)
+    return read_source_weights(path)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def copy(tmp_path, saved) -> Path:
 
 
 def _edit_metadata(folder: Path, **changes: object) -> None:
-    path = folder / store.METADATA_FILE
+    path = folder / METADATA_FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -66,7 +68,9 @@ def test_metadata_tells_where_the_weights_come_from(saved, weights):
     assert metadata["source"] == {
         "file": weights.source,
         "sha256": weights.sha256,
+        "path": weights.path,
         "layout": weights.layout,
+        "preprocessing": weights.preprocessing,
     }
     kernel = weights.layers["conv2_1"][0]
     assert metadata["layers"]["conv2_1"]["kernel"] == {

@@ -17,6 +17,8 @@ def test_a_wheel_installed_elsewhere_works(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "vgg_jax/demo/vgg16_quarter.h5" in names
+    assert "vgg_jax/model/imagenet_classes.txt" in names
+    assert "vgg_jax/weights/manifest.toml" in names
     assert "vgg_jax/py.typed" in names
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"vgg_jax"}
     site = tmp_path / "site"

@@ -21,7 +21,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from vgg_jax.errors import RunError
 from vgg_jax.progress import EpochMetrics
-from vgg_jax.weights.store import array_sha256, numpy_handler
+from vgg_jax.weights.checksums import array_sha256
+from vgg_jax.weights.store import numpy_handler
 
 if TYPE_CHECKING:  # it brings Optax, which a prediction does without
     from vgg_jax.training.steps import TrainState
@@ -124,9 +125,9 @@ class Checkpoints:
             self._manager.save(
                 metrics.epoch,
                 args=ocp.args.Composite(
-                    trained=ocp.args.PyTreeSave(arrays["trained"]),
-                    optimizer=ocp.args.PyTreeSave(arrays["optimizer"]),
                     record=ocp.args.JsonSave(record),
+                    # Orbax refuses empty trees; a converted classifier has no optimizer.
+                    **{item: ocp.args.PyTreeSave(held) for item, held in arrays.items() if held},
                 ),
                 metrics=dataclasses.asdict(metrics),
             )

@@ -18,6 +18,7 @@ from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.checkpoints import Checkpoints
 
 FORMAT_VERSION = 1
+BACKBONE_FOLDER = "backbone"  # of converted weights, in a run that carries its own
 _PACKAGES = ("vgg-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 
 
@@ -32,6 +33,8 @@ class RunRecord:
         examples: Number of examples by split.
         packages: Versions of the packages in use when the run was made.
         plugins: The plugins in use: kind, name, package, version.
+        converted_from: Name of the weight file that the run was converted from; None if it was
+            trained here.
         format_version: Of the folder.
     """
 
@@ -41,6 +44,7 @@ class RunRecord:
     examples: dict[str, int]
     packages: dict[str, str]
     plugins: list[dict[str, str]]
+    converted_from: str | None = None
     format_version: int = FORMAT_VERSION
 
 
@@ -64,7 +68,7 @@ class RunFolder:
         except OSError as error:
             raise self._not_written(error) from error
         self.write_config(config)
-        self._write("run.json", json.dumps(dataclasses.asdict(record), indent=2) + "\n")
+        self.write_record(record)
 
     def refuse_existing(self) -> None:
         """Raise `RunError` if the folder exists and is not empty."""
@@ -74,9 +78,19 @@ class RunFolder:
                 f" {self.path} --resume`, or name another --run."
             )
 
+    @property
+    def own_backbone(self) -> str | None:
+        """The folder of converted weights that the run carries, or None."""
+        folder = self.path / BACKBONE_FOLDER
+        return str(folder) if folder.is_dir() else None
+
     def write_config(self, config: ResolvedConfig) -> None:
         """Write the configuration, resolved, as TOML."""
         self._write("config.toml", tomli_w.dumps(config.as_toml_values()))
+
+    def write_record(self, record: RunRecord) -> None:
+        """Write `run.json`."""
+        self._write("run.json", json.dumps(dataclasses.asdict(record), indent=2) + "\n")
 
     def read_config(self) -> ResolvedConfig:
         """Read the configuration.
@@ -181,6 +195,7 @@ def new_record(
     weights: str,
     weights_digest: str,
     examples: dict[str, int],
+    converted_from: str | None = None,
 ) -> RunRecord:
     """Build the record of a new run; adds the versions of packages and plugins."""
     refs = [parse_choice(text).ref for text in config.augment]
@@ -196,6 +211,7 @@ def new_record(
             {"kind": p.kind, "name": p.name, "package": p.package, "version": p.version}
             for p in plugins
         ],
+        converted_from=converted_from,
     )
 
 

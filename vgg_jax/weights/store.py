@@ -1,18 +1,15 @@
 """Folders of converted weights: an Orbax checkpoint and `metadata.json`, with a checksum an array.
 
-Orbax does not notice flipped bits, so checksums are compared whenever a folder is read. One digest
-over all that decides a network's outputs tells whether two folders hold the same weights.
+Orbax does not notice flipped bits, so checksums are compared whenever a folder is read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +18,23 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vgg_jax.errors import WeightsError
-from vgg_jax.layers import kernel_shapes
-from vgg_jax.weights.source import SourceWeights
+from vgg_jax.weights.checksums import array_sha256
+from vgg_jax.weights.metadata import (
+    CONVERT_AGAIN,
+    METADATA_FILE,
+    PARTS,
+    ROLES,
+    describe_weights,
+    differences,
+    first_line,
+    read_metadata,
+)
+from vgg_jax.weights.source import Pair, SourceWeights
 
-FORMAT_VERSION = 1
-METADATA_FILE = "metadata.json"
 ARRAYS_FOLDER = "arrays"
-_ROLES = ("kernel", "bias")
-_TOP = ("fc6", "fc7", "fc8")
 _SPARE_BYTES = 1 << 20  # for metadata, beside the arrays
 
-_CONVERT_AGAIN = "Convert the weight file again."
-
 _Layer = tuple[str, np.ndarray, np.ndarray]  # name, kernel, bias
-_Layers = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Weights:
     Attributes:
         layers: `conv1_1` to `conv5_3`, in order: kernel `[3, 3, in, out]`, bias `[out]`; for RGB.
         top: `fc6`, `fc7`, `fc8`: kernel `[in, out]`, bias `[out]`; empty unless asked for.
+        head: A converted classifier's own layers, like `top`; empty unless asked for.
         width: Channels relative to the published network.
         mean: RGB means on the scale 0 to 255 that the network's input has subtracted.
         scale: RGB factors on the scale 0 to 255 that it is then multiplied by.
@@ -52,8 +53,9 @@ class Weights:
         metadata: The content of `metadata.json`.
     """
 
-    layers: _Layers
-    top: _Layers
+    layers: Mapping[str, Pair]
+    top: Mapping[str, Pair]
+    head: Mapping[str, Pair]
     width: float
     mean: tuple[float, float, float]
     scale: tuple[float, float, float]
@@ -62,20 +64,15 @@ class Weights:
     metadata: Mapping[str, Any]
 
 
-def array_sha256(array: np.ndarray | jax.Array) -> str:
-    """Return the SHA-256, in hexadecimal, of an array's dtype, shape and values (C order)."""
-    array = np.asarray(array)
-    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}\n".encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def save_weights(weights: SourceWeights, folder: Path) -> bool:
+def save_weights(
+    weights: SourceWeights, folder: Path, add_files: Callable[[Path], None] | None = None
+) -> bool:
     """Write a folder of converted weights, whole or not at all.
 
     Args:
-        weights: What a reader made of a weight file.
+        weights: What became of a weight file.
         folder: Folder to make; one that holds the same weights already is left as it is.
+        add_files: Given the folder, adds what else belongs there before it gets its name.
 
     Returns:
         Whether it was written; False if the same weights were there already.
@@ -84,7 +81,7 @@ def save_weights(weights: SourceWeights, folder: Path) -> bool:
         WeightsError: If the folder holds something else, or cannot be written.
     """
     folder = Path(folder).resolve()
-    metadata = _describe(weights)
+    metadata = describe_weights(weights)
     if _is_taken(folder):
         _check_same(folder, metadata)
         return False
@@ -95,6 +92,8 @@ def save_weights(weights: SourceWeights, folder: Path) -> bool:
         _save_arrays(partial / ARRAYS_FOLDER, weights)
         text = json.dumps(metadata, indent=2) + "\n"
         (partial / METADATA_FILE).write_text(text, encoding="utf-8")
+        if add_files is not None:
+            add_files(partial)
         try:
             partial.rename(folder)
         except OSError:
@@ -103,7 +102,7 @@ def save_weights(weights: SourceWeights, folder: Path) -> bool:
             _check_same(folder, metadata)  # another process was faster
             return False
     except (OSError, ValueError) as error:  # ValueError: TensorStore's own
-        raise WeightsError(f"Cannot write {folder}: {_reason(error)}") from error
+        raise WeightsError(f"Cannot write {folder}: {first_line(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return True
@@ -114,17 +113,21 @@ def load_weights(folder: Path, with_top: bool = False) -> Weights:
 
     Args:
         folder: Folder that `save_weights` wrote.
-        with_top: Whether to read fc6, fc7 and fc8 too, where the folder has them.
+        with_top: Whether to read fc6, fc7 and fc8, or a classifier's own layers, too.
 
     Raises:
         WeightsError: If the folder is missing, incomplete, damaged, or of another format version.
     """
     folder = Path(folder)
     metadata = read_metadata(folder)
-    top = _restore(folder, metadata, "top") if with_top else ()
+    parts = {
+        part: {name: (k, b) for name, k, b in _restore(folder, metadata, part)}
+        for part in (PARTS if with_top else PARTS[:1])
+    }
     return Weights(
-        layers={name: (k, b) for name, k, b in _restore(folder, metadata, "layers")},
-        top={name: (k, b) for name, k, b in top},
+        layers=parts["layers"],
+        top=parts.get("top", {}),
+        head=parts.get("head", {}),
         width=metadata["width"],
         mean=tuple(metadata["mean"]),
         scale=tuple(metadata["scale"]),
@@ -132,78 +135,6 @@ def load_weights(folder: Path, with_top: bool = False) -> Weights:
         folder=folder,
         metadata=metadata,
     )
-
-
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """Read `metadata.json` of a folder of converted weights and check that it is sound.
-
-    Raises:
-        WeightsError: If it is missing, damaged, or of another format version.
-    """
-    folder = Path(folder)
-    path = folder / METADATA_FILE
-    if not folder.exists():
-        raise WeightsError(f"No such folder of converted weights: {folder}.")
-    if not path.is_file():
-        raise WeightsError(
-            f"{folder} is not a folder of converted weights: it has no {METADATA_FILE}.\n"
-            "`vgg-jax convert-weights FILE.h5 --out DIR` makes one."
-        )
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        version = metadata["format_version"]
-        sound = version != FORMAT_VERSION or metadata["digest"] == _digest(metadata)
-        if sound and version == FORMAT_VERSION:
-            _check_described_shapes(metadata)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is damaged: {_reason(error)}. {_CONVERT_AGAIN}") from error
-    if version != FORMAT_VERSION:
-        raise WeightsError(
-            f"{folder} has format version {version!r}, but this vgg-jax reads {FORMAT_VERSION}.\n"
-            "Convert the weight file again with this version, into another folder."
-        )
-    if not sound:
-        raise WeightsError(f"{path} was changed: its digest does not match. {_CONVERT_AGAIN}")
-    return metadata
-
-
-def _describe(weights: SourceWeights) -> dict[str, Any]:
-    def arrays(layers: _Layers) -> dict[str, Any]:
-        return {
-            name: {
-                role: {"shape": list(array.shape), "sha256": array_sha256(array)}
-                for role, array in zip(_ROLES, pair, strict=True)
-            }
-            for name, pair in layers.items()
-        }
-
-    metadata: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "vgg_jax_version": package_metadata.version("vgg-jax"),
-        "source": {
-            "file": weights.source,
-            "sha256": weights.sha256,
-            "layout": weights.layout,
-        },
-        "width": float(weights.width),
-        "mean": [float(value) for value in weights.mean],
-        "scale": [float(value) for value in weights.scale],
-        "layers": arrays(weights.layers),
-        "top": arrays(weights.top),
-    }
-    return metadata | {"digest": _digest(metadata)}
-
-
-def _digest(metadata: Mapping[str, Any]) -> str:
-    decisive = {key: metadata[key] for key in ("width", "mean", "scale", "layers", "top")}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-def _check_described_shapes(metadata: Mapping[str, Any]) -> None:
-    expected = {name: list(shape) for name, shape in kernel_shapes(metadata["width"]).items()}
-    described = {name: arrays["kernel"]["shape"] for name, arrays in metadata["layers"].items()}
-    if described != expected or tuple(metadata["top"]) not in ((), _TOP):
-        raise ValueError("its layers are not those of a VGG16")
 
 
 def _is_taken(folder: Path) -> bool:
@@ -218,27 +149,12 @@ def _check_same(folder: Path, metadata: Mapping[str, Any]) -> None:
         raise WeightsError(f"{folder} is in the way: choose another --out.\n{error}") from error
     if there["digest"] != metadata["digest"]:
         raise WeightsError(
-            f"{folder} already holds other weights ({_difference(there, metadata)}).\n"
+            f"{folder} already holds other weights ({differences(there, metadata)}).\n"
             "Choose another --out, or delete that folder first."
         )
-    for part in ("layers", "top"):
+    for part in PARTS:
         for _ in _restore(folder, metadata, part):
             pass  # restored to be checked, one layer at a time in memory
-
-
-def _difference(there: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    for key in ("width", "mean", "scale"):
-        if there[key] != new[key]:
-            return f"{key} {there[key]}, not {new[key]}"
-    if bool(there["top"]) != bool(new["top"]):
-        return "with top" if there["top"] else "without top"
-    names = [
-        name
-        for part in ("layers", "top")
-        for name in new[part]
-        if there[part][name] != new[part][name]
-    ]
-    return f"{len(names)} layers differ, the first is {names[0]}; from {there['source']['file']!r}"
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -265,8 +181,8 @@ def numpy_handler() -> ocp.PyTreeCheckpointHandler:
 
 def _save_arrays(folder: Path, weights: SourceWeights) -> None:
     tree = {
-        part: {name: dict(zip(_ROLES, pair, strict=True)) for name, pair in layers.items()}
-        for part, layers in (("layers", weights.layers), ("top", weights.top))
+        part: {name: dict(zip(ROLES, pair, strict=True)) for name, pair in layers.items()}
+        for part, layers in zip(PARTS, (weights.layers, weights.top, weights.head), strict=True)
         if layers
     }
     with ocp.Checkpointer(numpy_handler()) as checkpointer:
@@ -277,10 +193,10 @@ def _restore(folder: Path, metadata: Mapping[str, Any], part: str) -> Iterator[_
     """Yield name, kernel and bias of each layer of a part, `layers` or `top`, once checked."""
     path = (folder / ARRAYS_FOLDER).resolve()
     with ocp.Checkpointer(numpy_handler()) as checkpointer:
-        for name, described in metadata[part].items():
+        for name, described in metadata.get(part, {}).items():
             pair: list[np.ndarray] = []
             # One by one: where several reads fail at once, Orbax prints tracebacks of the others.
-            for role in _ROLES:
+            for role in ROLES:
                 arguments = ocp.args.PyTreeRestore(
                     item={part: {name: {role: 0}}},
                     restore_args={part: {name: {role: ocp.RestoreArgs(restore_type=np.ndarray)}}},
@@ -291,17 +207,12 @@ def _restore(folder: Path, metadata: Mapping[str, Any], part: str) -> Iterator[_
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     raise WeightsError(
                         f"{folder} is damaged: the {role} of {name} cannot be read. "
-                        f"{_CONVERT_AGAIN}\n{_reason(error)}"
+                        f"{CONVERT_AGAIN}\n{first_line(error)}"
                     ) from error
                 if array_sha256(array) != described[role]["sha256"]:
                     raise WeightsError(
                         f"{folder} is damaged: the {role} of {name} does not match its checksum. "
-                        f"{_CONVERT_AGAIN}"
+                        f"{CONVERT_AGAIN}"
                     )
                 pair.append(array)
             yield name, pair[0], pair[1]
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]

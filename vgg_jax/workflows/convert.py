@@ -1,26 +1,34 @@
-"""Turns weight files into folders of converted weights, and finds such folders by name."""
+"""Converts weight files, proves each conversion, and checks converted ones again."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.resources
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vgg_jax.cache import cache_folder
-from vgg_jax.errors import WeightsError, did_you_mean
-from vgg_jax.weights.keras import read_keras_h5
+from vgg_jax.progress import Progress
+from vgg_jax.weights.arrange import arrange_weights
+from vgg_jax.weights.download import find_public
+from vgg_jax.weights.metadata import read_metadata
+from vgg_jax.weights.proof import prove
+from vgg_jax.weights.reading import read_weight_file
+from vgg_jax.weights.report import Proof, write_json, write_markdown
+from vgg_jax.weights.source import HEAD_LAYERS
+from vgg_jax.workflows.locate import (
+    DEMO,
+    WEIGHTS_FOLDER,
+    cached_weights,
+    converted_folder,
+    locate_file,
+    weight_names,
+)
 
-DEMO = "demo"
-NAMES = (DEMO, "imagenet", "imagenet-top")
-WEIGHTS_FOLDER = Path("weights")
-_PUBLISHED_STEMS = {
-    "vgg16_weights_tf_dim_ordering_tf_kernels_notop": "imagenet",
-    "vgg16_weights_tf_dim_ordering_tf_kernels": "imagenet-top",
-}
+PROOF_JSON, PROOF_MARKDOWN = "proof.json", "proof.md"
+_RUNS_FOLDER = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -28,130 +36,171 @@ class ConvertResult:
     """What a conversion came to.
 
     Attributes:
-        folder: The folder of converted weights.
+        folder: The folder of converted weights, or the run that a classifier became.
         written: False if the same weights were there already.
         source: Name of the weight file.
         sha256: SHA-256 of the weight file.
-        layers: Number of layers with weights, the top's included.
-        parameters: Number of parameters, the top's included.
+        published: Name of the public file that it is, or None.
+        layout: Name of the file's layout.
+        preprocessing: Name of what the weights expect of their input.
+        layers: Number of layers with weights, all of them.
+        parameters: Number of parameters, all of them.
         width: Channels relative to the published network.
-        top: Whether fc6, fc7 and fc8 are there.
+        head: What follows the backbone: nothing, `top`, or a classifier's `dense256` or `linear`.
+        class_names: Of a classifier, in the order of its logits.
         digest: One digest over all that decides the network's outputs.
+        proof: That the conversion is right.
     """
 
     folder: Path
     written: bool
     source: str
     sha256: str
+    published: str | None
+    layout: str
+    preprocessing: str
     layers: int
     parameters: int
     width: float
-    top: bool
+    head: str
+    class_names: tuple[str, ...]
     digest: str
+    proof: Proof
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the file was a classifier, and became a run."""
+        return bool(self.class_names)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
-        return dataclasses.asdict(self) | {"folder": str(self.folder)}
+        return dataclasses.asdict(self) | {
+            "folder": str(self.folder),
+            "class_names": list(self.class_names),
+            "proof": self.proof.as_dict(),
+        }
 
 
-def convert_weights(source: str | Path, out: Path | None = None) -> ConvertResult:
-    """Convert a weight file into an Orbax folder.
+def convert_weights(
+    source: str | Path,
+    out: Path | None = None,
+    *,
+    layout: str | None = None,
+    preprocessing: str | None = None,
+    no_head: bool = False,
+    class_names: Sequence[str] | None = None,
+    image_size: int | None = None,
+    try_picture: Path | None = None,
+    progress: Progress | None = None,
+) -> ConvertResult:
+    """Convert a weight file into an Orbax folder, or a classifier into a run, and prove it right.
 
     Args:
-        source: `demo` for the backbone that the package carries, or a weight file.
-        out: Folder to write. Default: `weights/demo`; `weights/imagenet` or `weights/imagenet-top`
-            for the two files that Keras publishes; `weights/<name of the file>` otherwise.
+        source: `demo` for the backbone that the package carries, a name in the manifest, which is
+            downloaded, or a weight file of one of `vgg_jax.weights.source.LAYOUTS`.
+        out: Folder to write. Default: `weights/NAME`, for a classifier `runs/NAME`.
+        layout: The file's layout, where its content does not show it.
+        preprocessing: What the weights expect of their input, a key of
+            `vgg_jax.weights.source.PREPROCESSINGS`; by default what the file says or implies.
+        no_head: Take a classifier's backbone alone.
+        class_names: A classifier's, in the order of its outputs; numbered by default.
+        image_size: Side in pixels of the pictures a classifier takes, where the file does not say.
+        try_picture: A picture to show the five most probable classes of.
+        progress: Told of a download; silent by default.
 
     Raises:
-        WeightsError: If the file is not a usable VGG16 weight file, or `out` holds something else.
+        WeightsError: If the file is not a usable VGG16 weight file, the conversion cannot be
+            proven, or `out` holds something else.
     """
-    if source == DEMO:
-        path, name = _demo_file(), DEMO
-    elif source in NAMES:
-        raise WeightsError(f"{source!r} cannot be downloaded yet.\n{_ways_out(str(source))}")
+    from vgg_jax.weights.store import save_weights  # these import JAX and Orbax
+    from vgg_jax.workflows.adopt import (
+        adopt_classifier,
+        describe_classifier,
+        describe_top,
+        refuse_existing,
+    )
+    from vgg_jax.workflows.forward import forward_pass, most_probable
+
+    path = locate_file(source, progress or Progress())
+    file = read_weight_file(path, layout=layout, preprocessing=preprocessing, backbone_only=no_head)
+    classifier = describe_classifier(file, class_names, image_size)
+    tried = (classifier or describe_top(file)) if try_picture else None
+    published = find_public(path)
+    name = published.name if published else _name(source, path)
+    folder = (WEIGHTS_FOLDER if classifier is None else _RUNS_FOLDER) / name
+    if out is not None:
+        folder = Path(out)
+    if classifier is not None:
+        refuse_existing(folder)
+
+    weights = arrange_weights(file)
+    forward = forward_pass(weights)
+    proof = prove(file, weights, forward, versions())
+    if try_picture is not None and tried is not None:
+        top5 = most_probable(forward, tried, try_picture)
+        proof = dataclasses.replace(proof, picture=try_picture.name, top5=top5)
+
+    def add_proof(folder: Path) -> None:
+        write_json(proof, folder / PROOF_JSON)
+        write_markdown(proof, folder / PROOF_MARKDOWN)
+
+    if classifier is None:
+        backbone, written = folder, save_weights(weights, folder, add_proof)
     else:
-        path = Path(source)
-        name = _PUBLISHED_STEMS.get(path.stem, path.stem)
-    weights = read_keras_h5(path)
-
-    from vgg_jax.weights.store import read_metadata, save_weights  # imports JAX and Orbax
-
-    folder = WEIGHTS_FOLDER / name if out is None else Path(out)
-    written = save_weights(weights, folder)
+        backbone, written = adopt_classifier(weights, classifier, folder, add_proof), True
     return ConvertResult(
         folder=folder,
         written=written,
         source=weights.source,
         sha256=weights.sha256,
-        layers=len(weights.layers) + len(weights.top),
+        published=published.name if published else None,
+        layout=weights.layout,
+        preprocessing=weights.preprocessing,
+        layers=len(weights.layers) + len(HEAD_LAYERS[file.head]),
         parameters=weights.parameters,
         width=weights.width,
-        top=bool(weights.top),
-        digest=read_metadata(folder)["digest"],
+        head=file.head,
+        class_names=classifier.class_names if classifier else (),
+        digest=read_metadata(backbone)["digest"],
+        proof=proof,
     )
 
 
-def find_weights(name_or_folder: str | Path) -> Path:
-    """Return the folder of converted weights that is meant.
+def find_weights(name_or_folder: str | Path, progress: Progress | None = None) -> Path:
+    """Return the folder of converted weights that is meant, converted on first use.
 
-    In this order: a folder by its path, `./weights/NAME`, `NAME` in the user's cache. `demo` is
-    converted into the cache when it is first asked for.
+    In this order: a folder by its path, `./weights/NAME`, `NAME` in the user's cache. `demo` and
+    the names in the manifest are converted, and before that downloaded, into the cache.
 
     Raises:
-        WeightsError: If there is none; it names the ways out.
+        WeightsError: If there is none and none can be made; it names the ways out.
     """
-    from vgg_jax.weights.store import METADATA_FILE
-
+    folder = converted_folder(name_or_folder)
+    if folder is not None:
+        return folder
     name = str(name_or_folder)
-    cache = cache_folder() / "weights"
-    places = (Path(name).expanduser(), WEIGHTS_FOLDER / name, cache / name)
-    if name in NAMES:
-        places = places[1:]  # a folder of pictures may well be called "demo"
-    for folder in places:
-        if (folder / METADATA_FILE).is_file():
-            return folder
-    if name == DEMO:
-        return _cached_demo(cache)
-    if Path(name).is_file():
-        raise WeightsError(
-            f"{name} is a file; weights are used from a folder of converted ones.\n"
-            f"Run `vgg-jax convert-weights {name}` first."
-        )
-    for folder in places:
-        if folder.is_dir():
-            raise WeightsError(
-                f"{folder} holds no converted weights (no {METADATA_FILE}).\n{_ways_out(name)}"
-            )
-    hint = did_you_mean(name, [*NAMES, *_names_in(WEIGHTS_FOLDER), *_names_in(cache)])
-    looked = " or ".join(str(folder) for folder in places)
-    raise WeightsError(f"No converted weights at {looked}.{hint}\n{_ways_out(name)}")
-
-
-def _ways_out(name: str) -> str:
-    out = name if name in NAMES else "NAME"
-    return (
-        f"Convert a local file (vgg-jax convert-weights FILE.h5 --out weights/{out}), "
-        "name a folder of converted weights (--weights DIR), "
-        "or start without any (--weights random:0). Downloading comes with a later version."
-    )
-
-
-def _names_in(folder: Path) -> Sequence[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-
-
-def _demo_file() -> Path:
-    path = Path(str(importlib.resources.files("vgg_jax") / "demo" / "vgg16_quarter.h5"))
-    if not path.is_file():
-        raise WeightsError(f"This installation of vgg-jax lacks the demo's weights ({path}).")
-    return path
-
-
-def _cached_demo(cache: Path) -> Path:
-    """Convert the demo's weights into the cache unless they are there."""
-    path = _demo_file()
-    # A later version of the package may carry other weights, hence the checksum in the name.
-    folder = cache / f"{DEMO}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
-    if not folder.exists():
-        convert_weights(DEMO, folder)
+    progress = progress or Progress()
+    folder = cached_weights(name)
+    result = convert_weights(name, folder, progress=progress)
+    if name != DEMO:
+        progress.note(f"Converted {result.source} into {folder}.")
+        progress.note("\n".join(result.proof.summary_lines()))
     return folder
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a proof rests on, and the device it was made on."""
+    import jax
+
+    packages = {name: metadata.version(name) for name in ("vgg-jax", "jax", "flax", "numpy")}
+    return packages | {
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _name(source: str | Path, path: Path) -> str:
+    """Return the name of what a file is converted into: its own without the suffixes."""
+    if str(source) in weight_names():
+        return str(source)
+    return path.name.removesuffix(".weights.h5").removesuffix(path.suffix) or path.name

@@ -51,6 +51,11 @@ def evaluate(
     progress = progress or Progress()
     folder = RunFolder(Path(run))
     record, config = folder.read_record(), folder.read_config()
+    if data is None and record.converted_from:
+        raise DataError(
+            f"{run} was converted from {record.converted_from} and has no data of its own; name"
+            " some with --data."
+        )
     other = data is not None and absolute_data(data) != config.data
     dataset = open_data(
         data or config.data,

@@ -68,7 +68,7 @@ def summarise_run(run: str | Path, weights: str | None = None) -> Summary:
     """
     folder = RunFolder(Path(run))
     record, config = folder.read_record(), folder.read_config()
-    width = open_backbone(weights or record.weights).backbone.width
+    width = open_backbone(weights or folder.own_backbone or record.weights).backbone.width
     return summarise(config, num_classes=len(record.class_names), width=width)
 
 

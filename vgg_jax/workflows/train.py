@@ -96,7 +96,7 @@ def run_training(config: TrainConfig, progress: Progress) -> Run:
         RunFolder(Path(resolved.run).expanduser()).refuse_existing()
     chain = _build_chain(resolved)
     data = open_training_data(resolved, progress)
-    opened = open_backbone(resolved.weights)
+    opened = open_backbone(resolved.weights, progress)
     functional, parameters = build_functional(opened.backbone, resolved, len(data.class_names))
     resolved = dataclasses.replace(
         resolved, data=absolute_data(resolved.data), weights=opened.weights, run=None
@@ -125,6 +125,11 @@ def resume_training(options: Mapping[str, Any], progress: Progress) -> Run:
         raise ConfigError("--resume needs --run, the folder of the run to go on with.")
     run = RunFolder(Path(options["run"]))
     record, config = run.read_record(), _with_options(run.read_config(), options)
+    if record.converted_from:
+        raise ConfigError(
+            f"{run.path} was converted from {record.converted_from}, not trained here, so there is"
+            f" no training to go on with. Train on its backbone: --weights {run.own_backbone}."
+        )
     restored = None
     if run.checkpoints.epochs():
         restored = run.checkpoints.restore(run.checkpoints.find("latest"), with_optimizer=True)
@@ -146,7 +151,7 @@ def resume_training(options: Mapping[str, Any], progress: Progress) -> Run:
             f"The data in {config.data} have changed: the run started with {record.examples}, now"
             f" there are {examples}. Put them back, or train a new run."
         )
-    functional, parameters = rebuild(config, record, options.get("weights"))
+    functional, parameters = rebuild(config, record, options.get("weights") or run.own_backbone)
     run.write_config(config)
     session = _Session.start(config, functional, parameters, chain)
     if restored is None:
