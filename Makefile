@@ -17,7 +17,7 @@ check: .venv/dev
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-test-slow: .venv/dev .venv-keras/done
+test-slow: .venv/dev .venv-keras/done .venv-torch/done
 	$(BIN)/pytest -m slow
 
 bench: .venv/dev .venv-keras/done
@@ -42,5 +42,11 @@ bench: .venv/dev .venv-keras/done
 	.venv-keras/bin/python -m pip install --quiet --disable-pip-version-check keras jax h5py pillow scipy
 	@touch $@
 
+# The real PyTorch, likewise.
+.venv-torch/done:
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch torchvision safetensors numpy
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-keras .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-keras .venv-torch .pytest_cache .ruff_cache .import_linter_cache

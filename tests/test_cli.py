@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from golden_sources import SOURCES
 from typer.testing import CliRunner
 from weight_files import write_published_h5
 
@@ -43,12 +44,24 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("convert-weights", "train", "evaluate", "predict", "summary", "plugins"):
+    for command in (
+        *("convert-weights", "train", "evaluate", "predict", "summary", "export-weights"),
+        "plugins",
+    ):
         assert command in done.stdout
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["train"], ["evaluate"], ["predict"], ["summary"], ["plugins", "list"]]
+    "words",
+    [
+        [],
+        ["train"],
+        ["evaluate"],
+        ["predict"],
+        ["summary"],
+        ["export-weights"],
+        ["plugins", "list"],
+    ],
 )
 def test_every_command_has_help(words):
     assert "Usage" in invoke(*words, "--help").stdout
@@ -78,6 +91,64 @@ def test_convert_weights(tmp_path):
     assert failed.stdout == ""
     assert failed.stderr.startswith("Error: ")
     assert "Traceback" not in failed.stderr
+
+
+def strict_json(text: str) -> dict:
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_converting_a_classifier(tmp_path):
+    run, file = tmp_path / "run", SOURCES / "classifier.keras"
+    (tmp_path / "names.txt").write_text("\ufeffash\n\n birch \ncedar\n", encoding="utf-8")
+    words = ["convert-weights", file, "--classes", tmp_path / "names.txt", "--json"]
+    done = invoke(*words, "--out", run, "--proof", tmp_path / "proof.md")
+    assert done.stderr == ""
+    result = strict_json(done.stdout)
+    assert result["folder"] == str(run)
+    assert result["class_names"] == ["ash", "birch", "cedar"]
+    assert result["proof"]["largest"]["error"] < 1e-5
+    assert (tmp_path / "proof.md").read_text().startswith("# Proof")
+
+    verify = ["convert-weights", "--verify", run]
+    done = invoke(*verify)
+    assert done.stdout.startswith(f"{run / 'backbone'}: 30 arrays match their checksums")
+    assert f"Proven again from {file}" in done.stdout
+    assert done.stderr == ""
+    verified = strict_json(invoke(*verify, "--json", "--proof", tmp_path / "again.json").stdout)
+    assert verified["source"] == str(file)
+    assert verified["digest"] == result["digest"]
+    assert strict_json((tmp_path / "again.json").read_text()) == verified["proof"]
+
+    again = invoke(*words, "--out", run, code=1)
+    assert again.stdout == ""
+    assert "exists already; choose another --out" in again.stderr
+
+
+def test_what_cannot_be_proven_again_is_said(tmp_path):
+    write_published_h5(tmp_path / "narrow.h5", 1 / 32)
+    out = tmp_path / "out"
+    invoke("convert-weights", tmp_path / "narrow.h5", "--out", out)
+    (tmp_path / "narrow.h5").rename(tmp_path / "moved.h5")
+    done = invoke("convert-weights", "--verify", out)
+    assert "Not proven again" in done.stdout
+    assert f"vgg-jax convert-weights FILE --verify {out}" in done.stdout
+    refused = invoke("convert-weights", "--verify", out, "--proof", tmp_path / "p.md", code=1)
+    assert "no proof to write" in refused.stderr
+    assert refused.stdout == ""
+    named = invoke("convert-weights", tmp_path / "moved.h5", "--verify", out, "--json")
+    assert strict_json(named.stdout)["proof"]["errors"]["pool5"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    "classes", [",".join(f"a rather long name {i}" for i in range(300)), "~none/a,b", "\0"]
+)
+def test_names_that_no_file_could_have_are_names(classes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed = invoke("convert-weights", SOURCES / "classifier.h5", "--classes", classes, code=1)
+    assert "tells 3 classes apart" in failed.stderr
 
 
 def test_train_evaluate_predict(options, photos, tmp_path):
@@ -155,7 +226,11 @@ def test_summary_and_plugins(run):
         (["evaluate", "no/such/run"], "does not exist"),
         (["predict", "no/such/run", "x.jpg"], "does not exist"),
         (["summary", "no/such/run"], "does not exist"),
-        (["convert-weights"], "FILE.h5"),
+        (["convert-weights"], "convert-weights FILE"),
+        (["convert-weights", "demo", "--proof", "p.txt"], "must end in .json or .md"),
+        (["convert-weights", "demo", "--classes", "a,b"], "holds no classifier"),
+        (["convert-weights", "--verify", "d", "--try", "p.jpg"], "--try cannot go with --verify"),
+        (["convert-weights", "--verify", "none"], "No such folder"),
     ],
 )
 def test_a_failure_is_one_to_three_lines_on_standard_error(words, message, tmp_path, monkeypatch):

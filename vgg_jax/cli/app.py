@@ -13,6 +13,7 @@ import typer
 from vgg_jax.cli.console import EXIT_FAILED, exit_at_once_on_ctrl_c, say
 from vgg_jax.cli.convert_weights import convert_weights
 from vgg_jax.cli.evaluate import evaluate
+from vgg_jax.cli.export_weights import export_weights
 from vgg_jax.cli.plugins import plugins
 from vgg_jax.cli.predict import predict
 from vgg_jax.cli.summary import summary
@@ -31,6 +32,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(summary)
+app.command("export-weights")(export_weights)
 app.add_typer(plugins, name="plugins")
 
 
