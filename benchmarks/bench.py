@@ -55,7 +55,8 @@ def convert_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
     """Measure the conversions, and what they take beyond the imports of JAX, Flax and Orbax."""
     for case in conversions(folder, args.repeats):
         text = (
-            f"{case['seconds']} s, {case['seconds_beyond']} s beyond imports;"
+            f"{case['seconds']} s with proof, {case['seconds_beyond']} s beyond imports; loading"
+            f" {case['seconds_load']} s;"
             f" peak {case['peak_mb']} MB, {case['peak_beyond_per_file']} times the file beyond them"
         )
         yield Case("convert", [(f"convert-weights, {case['file_mb']} MB", text)], **case)

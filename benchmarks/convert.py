@@ -45,6 +45,15 @@ from pathlib import Path
 from vgg_jax.workflows.convert import convert_weights
 convert_weights(sys.argv[1], Path(sys.argv[2]))
 """
+LOAD = """
+import sys, time
+from pathlib import Path
+import jax, flax.nnx, orbax.checkpoint
+from vgg_jax.weights.store import load_weights
+start = time.perf_counter()
+load_weights(Path(sys.argv[1]), with_top=True)
+print(time.perf_counter() - start)
+"""
 
 
 class Measured(NamedTuple):
@@ -109,11 +118,13 @@ def conversions(folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
             imports.append(measure(IMPORTS))
             runs.append(measure(CONVERT, path, folder / f"{name}-{i}"))
         least, best = min(imports), min(runs)
+        loads = [float(measure(LOAD, folder / f"{name}-0").output) for _ in range(repeats)]
         yield {
             "file_mb": round(size_mb, 1),
             "seconds": round(best.seconds, 2),
             "seconds_imports": round(least.seconds, 2),
             "seconds_beyond": round(best.seconds - least.seconds, 2),
+            "seconds_load": round(min(loads), 2),
             "others_cores": best.others_cores,
             "peak_mb": round(best.peak_mb),
             "peak_mb_imports": round(least.peak_mb),

@@ -20,9 +20,8 @@ cat <<END
 
 The run lies in $run: config.toml, metrics.jsonl, checkpoints.
 For your own photographs, one folder a class in PHOTOS/train (and PHOTOS/validation, PHOTOS/test if you have them),
-and Keras' VGG16 file vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5:
+where ImageNet's weights (59 MB) are downloaded on first use:
 
     . .venv/bin/activate
-    vgg-jax convert-weights vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5
     vgg-jax train --data PHOTOS --augment keras
 END
