@@ -29,7 +29,7 @@ def convert_golden(name: str, folders: pytest.TempPathFactory) -> ConvertResult:
     if name not in _converted:
         options = {
             "backbone": {},
-            "classifier": {"class_names": CLASSES},
+            "classifier": {"class_names": CLASSES, "image_size": SIDE},
             "binary": {"image_size": SIDE},
         }
         folder = folders.mktemp("golden") / name

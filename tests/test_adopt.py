@@ -151,7 +151,7 @@ def test_names_must_be_one_for_each_class(names, message):
         describe_classifier(read_weight_file(TRAINED), names, None)
 
 
-@pytest.mark.parametrize("size", [0, 32, 63, 96, 224])
+@pytest.mark.parametrize("size", [32, 63, 96, 224])
 def test_a_size_that_does_not_lead_to_the_features_is_refused_with_the_range(size):
     with pytest.raises(ConfigError, match=r"takes 2 x 2: a size from 64 to 95\."):
         describe_classifier(read_weight_file(TRAINED), None, size)
@@ -160,12 +160,34 @@ def test_a_size_that_does_not_lead_to_the_features_is_refused_with_the_range(siz
     assert described.image_size == 95
 
 
-def test_a_file_that_does_not_tell_its_size_gets_the_smallest_that_fits():
-    flattened = describe_classifier(read_weight_file(SOURCES / "classifier_legacy.h5"), None, None)
+def test_a_size_must_be_told_where_features_are_flattened_and_the_file_does_not_say_it():
+    flattened = read_weight_file(SOURCES / "classifier_legacy.h5")
+    with pytest.raises(ConfigError, match=r"how large .*name --image-size, from 64 to 95\."):
+        describe_classifier(flattened, None, None)
+    with pytest.raises(ConfigError, match=r"--image-size is -5, but must be 32 or more"):
+        describe_classifier(flattened, None, -5)
     averaged = describe_classifier(read_weight_file(SOURCES / "binary.weights.h5"), None, None)
-    assert flattened is not None
     assert averaged is not None
-    assert (flattened.image_size, averaged.image_size) == (64, 224)
+    assert averaged.image_size == 224
+
+
+def test_what_was_taken_for_granted_is_told(tmp_path):
+    told = convert_weights(SOURCES / "classifier.weights.h5", tmp_path / "run", image_size=SIDE)
+    assert [text.partition(" (")[0] for text in told.assumed] == [
+        "a ReLU in the hidden layer, and a softmax at the end",
+        "preprocessing caffe",
+        "how pictures are resized",
+    ]
+    told = convert_weights(
+        TRAINED, tmp_path / "other", preprocessing="caffe", interpolation="bilinear"
+    )
+    assert told.assumed == ()
+    assert RunFolder(tmp_path / "other").read_config().interpolation == "bilinear"
+
+
+def test_the_head_alone_has_names_and_sizes(tmp_path):
+    with pytest.raises(ConfigError, match=r"--no-head takes the backbone alone"):
+        convert_weights(TRAINED, tmp_path / "out", no_head=True, class_names=CLASSES)
 
 
 def test_names_and_sizes_are_for_classifiers_alone():

@@ -183,10 +183,10 @@ def test_the_proof_lies_beside_the_weights_and_says_all():
 
 
 def write_with_top(path: Path) -> None:
-    """Write weights of width 1/32 with a top of ten classes that takes pictures of side 64."""
+    """Write weights of width 1/32 with a top of ten classes that takes pictures of side 224."""
     arrays = keras_arrays(1 / 32)
     rng = np.random.default_rng(0)
-    for name, shape in (("fc1", (64, 24)), ("fc2", (24, 24)), ("predictions", (24, 10))):
+    for name, shape in (("fc1", (49 * 16, 24)), ("fc2", (24, 24)), ("predictions", (24, 10))):
         kernel = rng.normal(0, math.sqrt(2 / shape[0]), shape).astype(np.float32)
         arrays[name] = kernel, np.zeros(shape[1], np.float32)
     write_keras_arrays(path, arrays)

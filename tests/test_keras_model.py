@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vgg_jax.layers import CONVOLUTIONS, keras_name
 from vgg_jax.weights.keras_model import ModelDescription, describe_model
 from vgg_jax.weights.source import ModelFacts
 
@@ -64,15 +65,20 @@ def describe(layers: Layers, kind: str = "Sequential", *, bare: bool = False) ->
     return describe_model(json.dumps({"class_name": kind, "config": config}))
 
 
+def assert_sound(described: ModelDescription, facts: ModelFacts) -> None:
+    assert (described.facts, described.problems, described.head_problems) == (facts, (), ())
+
+
 @pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_recipe_is_understood_as_each_keras_writes_it(version, nested):
     base = vgg16(version, size=150)
     inner = {"class_name": "Model" if version < 3 else "Functional", "config": {"layers": base}}
     layers = [inner, *RECIPE] if nested else [*base, *RECIPE]
-    assert describe(layers, bare=version == 1) == ModelDescription(
-        ModelFacts(image_size=150, output="softmax", flattened=True), (), ()
-    )
+    described = describe(layers, bare=version == 1)
+    assert_sound(described, ModelFacts(image_size=150, output="softmax", flattened=True))
+    assert described.convolutions == tuple(keras_name(name) for name in CONVOLUTIONS)
+    assert described.dense == 2
 
 
 @pytest.mark.parametrize(
@@ -82,10 +88,18 @@ def test_the_recipe_is_understood_as_each_keras_writes_it(version, nested):
         ([AVERAGE, dense(1, "sigmoid")], ModelFacts(64, "sigmoid", flattened=False)),
         ([AVERAGE, dense(3, "linear")], ModelFacts(64, "softmax", flattened=False)),
         ([FLATTEN, dense(8), dense(8), dense(9, "softmax")], ModelFacts(64, "softmax", True)),
+        ([AVERAGE, FLATTEN, dense(3, "softmax")], ModelFacts(64, "softmax", flattened=False)),
     ],
 )
 def test_heads(head, facts):
-    assert describe([*vgg16(), *head]) == ModelDescription(facts, (), ())
+    assert_sound(describe([*vgg16(), *head]), facts)
+
+
+def test_pictures_must_be_square():
+    layers = vgg16()
+    layers[0]["config"]["batch_shape"] = [None, 96, 160, 3]
+    (problem,) = describe([*layers, *RECIPE]).head_problems
+    assert problem == "takes pictures of 96 x 160, but only square ones convert"
 
 
 def test_activations_may_be_layers_of_their_own():
@@ -108,7 +122,7 @@ def test_activations_may_be_layers_of_their_own():
 )
 def test_a_rescaling_layer_is_the_preprocessing(scale, offset, name):
     layers = [layer("Rescaling", scale=scale, offset=offset), *vgg16(), *RECIPE]
-    assert describe(layers) == ModelDescription(ModelFacts(64, "softmax", True, name), (), ())
+    assert_sound(describe(layers), ModelFacts(64, "softmax", True, name))
 
 
 def test_settings_that_are_left_out_are_those_of_keras():

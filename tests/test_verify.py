@@ -18,7 +18,7 @@ from vgg_jax.errors import VggJaxError, WeightsError
 from vgg_jax.training.checkpoints import Checkpoints, EarlyStopping
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import TrainState
-from vgg_jax.weights.metadata import read_metadata
+from vgg_jax.weights.metadata import read_metadata, seal_metadata
 from vgg_jax.weights.source import PREPROCESSINGS, SourceWeights
 from vgg_jax.weights.store import load_weights, save_weights
 from vgg_jax.workflows import verify
@@ -72,12 +72,12 @@ def flip_a_bit(folder: Path) -> None:
     path.write_bytes(content)
 
 
-def edit_metadata(edit: Callable[[dict], object]) -> Callable[[Path], None]:
+def edit_metadata(edit: Callable[[dict], object], seal: bool = False) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
         path = folder / "metadata.json"
         metadata = json.loads(path.read_text())
         edit(metadata)
-        path.write_text(json.dumps(metadata))
+        path.write_text(json.dumps(seal_metadata(metadata) if seal else metadata))
 
     return spoil
 
@@ -96,8 +96,23 @@ def remove_arrays(folder: Path) -> None:
         (edit_metadata(lambda m: m.update(mean=[0, 0, 0])), r"was changed: its digest does not"),
         (edit_metadata(lambda m: m["layers"].popitem()), r"was changed: its digest does not"),
         (edit_metadata(lambda m: m.update(digest="0" * 64)), r"was changed: its digest does not"),
-        (edit_metadata(lambda m: m.pop("source")), r"metadata.json is damaged"),
-        (edit_metadata(lambda m: m["source"].pop("sha256")), r"metadata.json is damaged"),
+        (edit_metadata(lambda m: m.update(vgg_jax_version="9")), r"was changed: its digest does"),
+        (edit_metadata(lambda m: m["source"].update(file="x.h5")), r"metadata.json was changed"),
+        (edit_metadata(lambda m: m["source"].update(path="/x.h5")), r"metadata.json was changed"),
+        (edit_metadata(lambda m: m["source"].update(sha256="0" * 64)), r"json was changed"),
+        (edit_metadata(lambda m: m["files"].update({"proof.json": "0" * 64})), r"was changed"),
+        (edit_metadata(lambda m: m.update(seal="0" * 64)), r"metadata.json was changed"),
+        (edit_metadata(lambda m: m.pop("seal")), r"metadata.json is damaged: 'seal'"),
+        (edit_metadata(lambda m: m.pop("files")), r"metadata.json was changed"),
+        (edit_metadata(lambda m: m.update(files={"../x": ""}), seal=True), r"json is damaged"),
+        (edit_metadata(lambda m: m.update(files=[]), seal=True), r"metadata.json is damaged"),
+        (edit_metadata(lambda m: m.pop("source"), seal=True), r"metadata.json is damaged"),
+        (edit_metadata(lambda m: m["source"].pop("sha256"), seal=True), r"json is damaged"),
+        (edit_metadata(lambda m: m["source"].update(sha256=3), seal=True), r"json is damaged"),
+        (lambda folder: (folder / "proof.json").write_text("{}"), r"proof.json is not what was"),
+        (lambda folder: (folder / "proof.md").write_text(""), r"proof.md is not what was"),
+        (lambda folder: (folder / "proof.json").unlink(), r"its proof.json is missing"),
+        (lambda folder: (folder / "proof.md").unlink(), r"its proof.md is missing"),
         (lambda folder: (folder / "metadata.json").write_text("{"), r"metadata.json is damaged"),
         (lambda folder: (folder / "metadata.json").unlink(), r"it has no metadata.json"),
         (lambda folder: shutil.rmtree(folder), r"No such folder of converted weights"),
@@ -108,6 +123,14 @@ def test_a_folder_that_was_changed_is_refused(copy, spoil, message):
     with pytest.raises(WeightsError, match=message) as caught:
         verify_weights(copy)
     assert str(caught.value).count("\n") < 3
+
+
+def test_a_folder_from_before_seals_passes(copy):
+    def unseal(metadata: dict) -> None:
+        del metadata["seal"], metadata["files"]
+
+    edit_metadata(unseal)(copy)
+    assert verify_weights(copy).proof is not None
 
 
 def forge(folder: Path, **changes: Any) -> None:
@@ -182,7 +205,7 @@ def test_a_checkpoint_that_is_not_the_classifier_is_caught(tmp_path, tmp_path_fa
 
 
 def test_without_the_source_checksums_are_all_there_is(copy, monkeypatch):
-    edit_metadata(lambda m: m["source"].update(path="/nowhere/narrow.h5"))(copy)
+    edit_metadata(lambda m: m["source"].update(path="/nowhere/narrow.h5"), seal=True)(copy)
     result = verify_weights(copy)
     assert (result.arrays, result.source, result.proof) == (26, None, None)
     flip_a_bit(copy)
@@ -191,7 +214,7 @@ def test_without_the_source_checksums_are_all_there_is(copy, monkeypatch):
 
 
 def test_the_source_is_found_among_the_downloads_and_the_demo(copy, source, tmp_path, monkeypatch):
-    edit_metadata(lambda m: m["source"].update(path="/nowhere/narrow.h5"))(copy)
+    edit_metadata(lambda m: m["source"].update(path="/nowhere/narrow.h5"), seal=True)(copy)
     monkeypatch.setattr(verify, "demo_file", lambda: source)
     assert verify_weights(copy).source == source
     monkeypatch.undo()

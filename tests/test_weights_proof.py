@@ -68,6 +68,23 @@ def test_a_right_conversion_is_proven(layout, preprocessing, head, paths):
     assert proof.versions == {"numpy": np.__version__}
 
 
+@pytest.mark.parametrize("head", ["", "dense256"])
+@pytest.mark.parametrize(("layout", "paths"), [("keras-h5", "published"), ("torch-pth", "torch")])
+def test_one_changed_value_is_noticed_though_no_picture_shows_it(layout, paths, head):
+    file = make_file(layout, head=head, paths=paths)
+    converted = convert(file)
+    name = "hidden" if head else "conv4_2"
+
+    def change_one(kernel: np.ndarray) -> np.ndarray:
+        changed = kernel.copy()
+        middle = np.argsort(kernel, axis=None)[kernel.size // 2]  # neither least nor greatest
+        changed.flat[middle] = np.nextafter(kernel.flat[middle], np.float32(1))
+        return changed
+
+    with pytest.raises(WeightsError, match=f"{name}/kernel does not hold the values"):
+        proof_of(file, with_kernel(converted, name, change_one))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_files_of_other_precision_are_proven(dtype):
     assert proof_of(make_file(dtype=dtype)).rows[0].source_dtype == dtype

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -15,14 +16,17 @@ import numpy as np
 import pytest
 from hostile_archives import KERAS
 from hostile_h5 import EDITS
+from safetensors.numpy import save_file
 from torch_files import torch_arrays, write_legacy_pth, write_pth, write_safetensors
 from weight_files import write_published_h5
 
 from vgg_jax.errors import WeightsError
 from vgg_jax.layers import CONVOLUTIONS
-from vgg_jax.weights import reading
+from vgg_jax.weights import child, reading
+from vgg_jax.weights.own_facts import read_own_facts
 from vgg_jax.weights.reading import child_environment, read_weight_file
-from vgg_jax.weights.source import LAYOUTS
+from vgg_jax.weights.source import LAYOUTS, Contents
+from vgg_jax.weights.torch import find_safetensors
 
 SOURCES = Path(__file__).parent / "golden" / "sources"
 WIDTH = 1 / 64
@@ -79,16 +83,61 @@ def test_the_content_tells_the_layout_whatever_the_suffix(files, tmp_path, kind,
     [
         ("published", "keras-model-h5", "is no whole Keras model"),
         ("published", "keras-weights-h5", "it has 0 convolutions, not 13"),
-        ("published", "keras", "not a zip file"),
-        ("zip", "keras-h5", "signature not found"),
-        ("zip", "torch-pth", "no file of torch.save"),
-        ("legacy pth", "torch-safetensors", "header"),
-        ("safetensors", "torch-pth", "was not written by torch.save"),
-        ("pth", "keras", "config.json"),
+        ("published", "keras", "is no keras: its content shows hdf5; leave --layout out"),
+        ("zip", "keras-h5", "is no keras-h5: its content shows keras; leave --layout out"),
+        ("zip", "torch-pth", "its content shows keras;"),
+        ("legacy pth", "torch-safetensors", "its content shows torch-pth;"),
+        ("safetensors", "torch-pth", "its content shows torch-safetensors;"),
+        ("pth", "keras", "its content shows torch-pth;"),
     ],
 )
 def test_a_wrong_layout_is_told(files, kind, layout, words):
     assert words in error_of(files[kind], layout=layout)
+
+
+def test_content_that_shows_no_layout_is_left_to_the_named_reader(tmp_path):
+    (tmp_path / "nonsense").write_bytes(b"nonsense")
+    assert "file signature not found" in error_of(tmp_path / "nonsense", layout="keras-h5")
+
+
+def test_names_that_would_steer_a_terminal_are_spelled_out(tmp_path):
+    arrays = torch_arrays(WIDTH)
+    prefix = "\x1b[31m\n"
+    odd = {f"{prefix}.{name}": array for name, array in arrays.items()}
+    write_safetensors(tmp_path / "odd", odd)
+    file = read_weight_file(tmp_path / "odd")
+    assert file.layers["conv1_1"].kernel == r"\x1b[31m\n.features.0.weight"
+    assert file.arrays.keys() == {rf"\x1b[31m\n.{name}" for name in arrays}
+    np.testing.assert_array_equal(
+        file.arrays[file.layers["conv5_3"].bias], arrays["features.28.bias"]
+    )
+
+
+def test_names_that_differ_only_unprinted_are_refused(tmp_path, monkeypatch):
+    def found(path: Path, layout: str | None) -> Contents:
+        contents = find_safetensors(path)
+        kernels = ("\x1b", r"\x1b")
+        layers = {
+            name: replace(layer, kernel=replace(layer.kernel, path=kernel))
+            for (name, layer), kernel in zip(contents.layers.items(), kernels, strict=False)
+        }
+        return replace(contents, layers={**contents.layers, **layers})
+
+    write_safetensors(tmp_path / "alike", torch_arrays(WIDTH))
+    monkeypatch.setattr(child, "find_contents", found)
+    with pytest.raises(WeightsError, match="look alike"):
+        child.read(tmp_path / "alike", None, False, -1)
+
+
+@pytest.mark.parametrize("name", ["", "\x1b[2Jcat", "cat\ndog", "\x9b31m", "\u202egod"])
+def test_class_names_that_would_steer_a_terminal_are_refused(tmp_path, name):
+    facts = {"mean": [0, 0, 0], "scale": [1, 1, 1], "class_names": ["ok", name]}
+    metadata = {"channels": "RGB"} | {key: json.dumps(value) for key, value in facts.items()}
+    save_file(torch_arrays(WIDTH), tmp_path / "named", metadata)
+    message = error_of(tmp_path / "named")
+    assert f"class name {name!r} is empty or cannot be printed" in message
+    with pytest.raises(ValueError, match="cannot be printed"):
+        read_own_facts(json.dumps({"channels": "RGB"} | facts))
 
 
 def test_a_layout_and_a_preprocessing_can_be_given(narrow):

@@ -133,7 +133,9 @@ def test_a_backbone_of_caffe_in_the_form_of_torch_is_the_same(tmp_path, tmp_path
 
 def test_a_classifier_in_the_form_of_torch_gives_the_probabilities_of_keras(tmp_path):
     write_pth(tmp_path / "trees.pth", torch_network("classifier.h5", rgb=False))
-    result = convert_weights(tmp_path / "trees.pth", tmp_path / "run", preprocessing="caffe")
+    result = convert_weights(
+        tmp_path / "trees.pth", tmp_path / "run", preprocessing="caffe", image_size=64
+    )
     assert result.head == "dense256"
     found = load_classifier(result.folder).predict(OUTPUTS["images"])
     assert relative_error(found, OUTPUTS["classifier"]) < 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ from weight_files import write_published_h5
 from vgg_jax.errors import WeightsError
 from vgg_jax.weights import store
 from vgg_jax.weights.checksums import array_sha256
-from vgg_jax.weights.metadata import METADATA_FILE, read_metadata
+from vgg_jax.weights.metadata import METADATA_FILE, read_metadata, seal_metadata
 from vgg_jax.weights.source import SourceWeights
 from vgg_jax.weights.store import load_weights, save_weights
 
@@ -48,6 +49,10 @@ def _edit_metadata(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
 @pytest.mark.parametrize("with_top", [False, True])
 def test_what_is_loaded_is_what_was_saved(saved, weights, with_top):
     loaded = load_weights(saved, with_top)
@@ -77,6 +82,17 @@ def test_metadata_tells_where_the_weights_come_from(saved, weights):
         "shape": [3, 3, 4, 8],
         "sha256": array_sha256(kernel),
     }
+
+
+def test_metadata_have_checksums_of_what_was_added_and_of_themselves(tmp_path, weights):
+    save_weights(weights, tmp_path / "out", lambda folder: None)
+    assert read_metadata(tmp_path / "out")["files"] == {}
+    shutil.rmtree(tmp_path / "out")
+    save_weights(weights, tmp_path / "out", lambda folder: _write(folder / "note.txt", "a"))
+    metadata = read_metadata(tmp_path / "out")
+    assert metadata["files"] == {"note.txt": hashlib.sha256(b"a").hexdigest()}
+    assert seal_metadata(metadata) == metadata
+    assert seal_metadata(metadata | {"vgg_jax_version": ""})["seal"] != metadata["seal"]
 
 
 def test_a_checksum_tells_values_shapes_and_types_apart():

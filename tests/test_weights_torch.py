@@ -32,6 +32,7 @@ from torch_files import (
 
 from vgg_jax.errors import WeightsError
 from vgg_jax.layers import CONVOLUTIONS, resolve_layer
+from vgg_jax.weights.reading import read_weight_file
 from vgg_jax.weights.source import Contents
 from vgg_jax.weights.torch import find_safetensors
 from vgg_jax.weights.torch_pth import find_pth
@@ -161,21 +162,56 @@ def test_a_file_without_one_state_dict_is_refused(tmp_path, body, message):
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
 @pytest.mark.parametrize(
-    ("gone", "more", "problem"),
+    ("gone", "more", "problems", "head_problems"),
     [
-        (["features.5.bias"], [], "features.5: has no bias"),
-        (["features.5.bias", "features.5.weight"], [], "features.5: missing"),
-        (["classifier.3.weight"], [], "classifier.3: has no weight"),
-        ([], ["avgpool.weight", "features.3.weight"], "'avgpool.weight', 'features.3.weight'"),
+        (["features.5.bias"], [], ["features.5: has no bias"], []),
+        (["features.5.bias", "features.5.weight"], [], ["features.5: missing"], []),
+        (["classifier.3.weight"], [], [], ["classifier.3: has no weight"]),
+        ([], ["fc.bias", "features.3.weight"],
+         ["unexpected: 'features.3.weight'"], ["unexpected: 'fc.bias'"]),
+        ([], ["classifier.1.running_mean"], [], ["unexpected: 'classifier.1.running_mean'"]),
     ],
-)
-def test_missing_and_unexpected_arrays_are_named(tmp_path, kind, gone, more, problem):
+)  # fmt: skip
+def test_missing_and_unexpected_arrays_are_named(
+    tmp_path, kind, gone, more, problems, head_problems
+):
     arrays = torch_arrays(1 / 64, classifier=NARROW_TOP)
     arrays = {name: array for name, array in arrays.items() if name not in gone}
     arrays |= {name: np.zeros(2, "f4") for name in more}
     contents = find(write(tmp_path, kind, arrays))
-    assert len(contents.problems) == 1
-    assert problem in contents.problems[0]
+    assert (list(contents.problems), list(contents.head_problems)) == (problems, head_problems)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_without_its_head_a_model_may_have_any(tmp_path, kind):
+    backbone = torch_arrays(1 / 64)
+    head = {"classifier.0.running_var": "f4", "head.norm.weight": "f4"}
+    if kind == "safetensors":
+        head |= {"classifier.0.num_batches_tracked": "i8", "classifier.0.bias": "i8"}
+    path = write(tmp_path, kind, backbone | {name: np.ones(2, t) for name, t in head.items()})
+    with pytest.raises(WeightsError, match=r"head\.norm\.weight"):
+        read_weight_file(path)
+    file = read_weight_file(path, backbone_only=True)
+    assert_equal(file.arrays, backbone)
+    assert (file.head, file.dense) == ("", {})
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_the_only_network_is_found_among_other_arrays(tmp_path, kind):
+    arrays = {f"net.{name}": a for name, a in torch_arrays(1 / 64, classifier=TOP[:1]).items()}
+    others = ["classifier.0.bias", "fc.weight", "features.1.running_mean"]
+    contents = find(write(tmp_path, kind, arrays | {n: np.zeros(2, "f4") for n in others}))
+    assert contents.problems == ()
+    assert contents.head_problems == ("unexpected: " + ", ".join(map(repr, others)),)
+    assert_equal(read(contents), arrays)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_of_two_networks_none_is_chosen(tmp_path, kind):
+    arrays = torch_arrays(1 / 64)
+    both = {f"{net}.{name}": a for net in ("student", "teacher") for name, a in arrays.items()}
+    with pytest.raises(WeightsError, match="holds no VGG16"):
+        find(write(tmp_path, kind, both))
 
 
 def with_normalisation() -> dict[str, np.ndarray]:

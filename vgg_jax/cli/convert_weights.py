@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -61,6 +61,14 @@ def convert_weights(
         int | None,
         typer.Option(help="Side in pixels of a classifier's pictures, if the file does not say."),
     ] = None,
+    interpolation: Annotated[
+        Literal["bilinear", "nearest"] | None,
+        typer.Option(
+            help="How pictures are resized for a classifier. [default: as the file says, else"
+            " nearest for Keras', bilinear for PyTorch's]",
+            show_default=False,
+        ),
+    ] = None,
     no_head: Annotated[
         bool, typer.Option("--no-head", help="Take a classifier's backbone alone.")
     ] = False,
@@ -81,6 +89,8 @@ def convert_weights(
     with user_errors():
         if proof is not None and proof.suffix not in (".json", ".md"):
             raise ConfigError(f"--proof {proof} must end in .json or .md.")
+        if proof is not None and not proof.parent.is_dir():
+            raise ConfigError(f"--proof {proof}: there is no folder {proof.parent}.")
         if verify is not None:
             _refuse_beside_verify(
                 {
@@ -89,6 +99,7 @@ def convert_weights(
                     "--preprocessing": preprocessing,
                     "--classes": classes,
                     "--image-size": image_size,
+                    "--interpolation": interpolation,
                     "--no-head": no_head or None,
                     "--try": try_picture,
                 }
@@ -110,6 +121,7 @@ def convert_weights(
                 no_head=no_head,
                 class_names=_class_names(classes),
                 image_size=image_size,
+                interpolation=interpolation,
                 try_picture=try_picture,
                 progress=console_progress(),
             )
@@ -138,6 +150,8 @@ def _report(result: ConvertResult) -> None:
     print("\n".join(result.proof.summary_lines()))
     if result.class_names:
         print(f"Classes: {', '.join(result.class_names)}")
+        for text in result.assumed:
+            print(f"Assumed, since the file does not say: {text}")
         print(f"Try it: vgg-jax predict {result.folder} PICTURE…")
 
 

@@ -148,8 +148,8 @@ def _head(contents: Contents, channels: int) -> HeadName:
         )
     if not averaged and len(units) == 2 and units[0][1] == _HIDDEN_UNITS:
         return "dense256"
-    softmax = contents.facts.output != "sigmoid"
-    if not averaged and len(units) == 3 and units[0][1] == units[1][1] and softmax:
+    is_top = len(units) == 3 and units[0] == (49 * channels, units[1][1])
+    if is_top and not averaged and contents.facts.output != "sigmoid":
         return "top"
     sizes = ", ".join(f"dense {outputs}" for _, outputs in units)
     raise ValueError(

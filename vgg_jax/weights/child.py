@@ -73,6 +73,8 @@ def read(path: Path, layout: str | None, backbone_only: bool, target: int) -> di
         contents = dataclasses.replace(contents, dense=(), head_problems=())
     width, head = check_contents(path, contents)
     placed, total = place(contents)
+    if len({_name(array.path) for array, _ in placed}) < len({array.path for array, _ in placed}):
+        raise WeightsError(f"{path} has arrays whose names look alike once they can be printed.")
     os.ftruncate(target, total)
     with mmap.mmap(target, total) as memory:
         for array, offset in placed:
@@ -87,7 +89,7 @@ def read(path: Path, layout: str | None, backbone_only: bool, target: int) -> di
         "layers": {name: _spell(layer) for name, layer in contents.layers.items()},
         "dense": [_spell(layer) for layer in contents.dense],
         "arrays": [
-            {"path": a.path, "shape": a.shape, "dtype": a.dtype.str, "offset": offset}
+            {"path": _name(a.path), "shape": a.shape, "dtype": a.dtype.str, "offset": offset}
             for a, offset in placed
         ],
     }
@@ -114,8 +116,13 @@ def _printable(text: str) -> str:
     )
 
 
+def _name(text: str) -> str:
+    """Make a name from the file printable, on one line."""
+    return _printable(text).replace("\n", "\\n")
+
+
 def _spell(layer: FoundLayer) -> list[str]:
-    return [layer.label, layer.kernel.path, layer.bias.path]
+    return [_name(text) for text in (layer.label, layer.kernel.path, layer.bias.path)]
 
 
 if __name__ == "__main__":

@@ -36,8 +36,11 @@ def find_contents(path: Path, layout: str | None = None) -> Contents:
         layout: Name of the layout to take it for; recognised from the content by default.
 
     Raises:
-        WeightsError: If the file is of no known layout, or damaged, or holds another network.
+        WeightsError: If the file is of no known layout, or of another than the one named, or
+            damaged, or holds another network.
     """
+    if layout is not None:
+        _check_named(path, layout)
     kind = layout or recognise(path)
     if kind == HDF5 or kind in _HDF5_LAYOUTS:
         with hdf5_errors(path):
@@ -52,6 +55,16 @@ def find_contents(path: Path, layout: str | None = None) -> Contents:
     from vgg_jax.weights.torch import find_safetensors
 
     return find_safetensors(path)
+
+
+def _check_named(path: Path, layout: str) -> None:
+    """Raise if the content shows another layout than the one named; it may well show none."""
+    try:
+        shown = recognise(path)
+    except WeightsError:
+        return
+    if shown != (HDF5 if layout in _HDF5_LAYOUTS else layout):
+        raise WeightsError(f"{path} is no {layout}: its content shows {shown}; leave --layout out.")
 
 
 def recognise(path: Path) -> str:

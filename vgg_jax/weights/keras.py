@@ -28,7 +28,7 @@ from vgg_jax.weights.hdf5 import (
 )
 from vgg_jax.weights.keras_model import ModelDescription, describe_model
 from vgg_jax.weights.own_facts import OWN_KEY, read_own_facts
-from vgg_jax.weights.source import Contents, FoundLayer, ModelFacts, SourceArray
+from vgg_jax.weights.source import Contents, FoundLayer, SourceArray
 
 _CONVOLUTIONS = {keras_name(layer): layer for layer in CONVOLUTIONS}
 _TOP = ("fc1", "fc2", "predictions")
@@ -162,7 +162,8 @@ def _find_listed(
             _add_arrays(found, name, group, array_names, problems)
     left_over = set(root) - set(layer_names) - _WITHOUT_LAYERS
     problems += [f"{name}: unexpected, not in 'layer_names'" for name in sorted(left_over)]
-    if {"fc1", "fc2"} & set(layer_names):  # "predictions" is also a name of users' own layers
+    # One alone may be a layer of the user's own; a whole model is known by its configuration.
+    if model is None and len(set(_TOP) & set(layer_names)) == 2:
         problems += [f"{name}: missing" for name in _TOP if name not in layer_names]
     _check_network(path, [*layer_names, *found])
     return _classify(path, found, {name: name for name in found}, layout, problems, model)
@@ -237,7 +238,7 @@ def _classify(
     """Tell convolutions from dense layers; `names` has Keras' name of each found layer."""
     layers: dict[str, FoundLayer] = {}
     convolutions: list[FoundLayer] = []
-    dense: dict[str, FoundLayer] = {}
+    dense: list[FoundLayer] = []
     by_name = any(names[key] in _CONVOLUTIONS for key in found)
     for key, pair in found.items():
         name = names[key]
@@ -257,9 +258,11 @@ def _classify(
             continue
         layer = FoundLayer(name, pair["kernel"], pair["bias"])
         if name in _CONVOLUTIONS:
+            if _CONVOLUTIONS[name] in layers:
+                problems.append(f"{name}: is there twice")
             layers[_CONVOLUTIONS[name]] = layer
         elif name in _TOP or len(layer.kernel.shape) == 2:
-            dense[name] = layer
+            dense.append(layer)
         elif by_name or len(layer.kernel.shape) != 4:
             problems.append(f"{key}: unexpected layer, with {listed([layer.kernel.path])}")
         else:
@@ -270,17 +273,33 @@ def _classify(
                 f"{path} holds no VGG16: it has {len(convolutions)} convolutions, not 13, none of"
                 f" them block1_conv1 to block5_conv3.\nIts layers: {listed([*names.values()])}."
             )
+        if model is not None:  # a file may list what is trained before what is frozen
+            order = {name: place for place, name in enumerate(model.convolutions)}
+            convolutions.sort(key=lambda layer: order.get(layer.label, 0))
         layers = dict(zip(CONVOLUTIONS, convolutions, strict=True))
     problems += [
         f"{keras_name(name)}: missing"
         for name in CONVOLUTIONS
         if keras_name(name) not in names.values() and by_name
     ]
+    ordered = {name: layers[name] for name in CONVOLUTIONS if name in layers}
+    if model is None:
+        return Contents(layout, ordered, tuple(dense), tuple(problems))
+    # The model's configuration has shown that its backbone is whole: the rest is the head's.
+    backbone = {*_CONVOLUTIONS, *(part for layer in ordered.values() for part in _places(layer))}
+    of_head = [problem for problem in problems if problem.partition(": ")[0] not in backbone]
+    if model.dense != len(dense) and not of_head:
+        of_head.append(f"has {model.dense} dense layers, but arrays of {len(dense)}")
     return Contents(
         layout=layout,
-        layers={name: layers[name] for name in CONVOLUTIONS if name in layers},
-        dense=tuple(dense.values()),
-        problems=(*problems, *(model.problems if model else ())),
-        head_problems=model.head_problems if model else (),
-        facts=model.facts if model else ModelFacts(),
+        layers=ordered,
+        dense=tuple(dense),
+        problems=(*(problem for problem in problems if problem not in of_head), *model.problems),
+        head_problems=(*of_head, *model.head_problems),
+        facts=model.facts,
     )
+
+
+def _places(layer: FoundLayer) -> tuple[str, ...]:
+    """Return what problems of a layer, or of the model that it is in, begin with."""
+    return layer.label, layer.kernel.path.split("/")[0], layer.kernel.path.rsplit("/", 2)[0]

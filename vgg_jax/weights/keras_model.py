@@ -17,6 +17,7 @@ _CONVOLUTION, _POOLING = "Conv2D", "MaxPooling2D"
 _OLD_NAMES = {"Convolution2D": _CONVOLUTION}
 _BLOCKS = (2, 2, 3, 3, 3)  # convolutions before each pooling
 # VGG16 up to its last convolution, in order.
+_CONVOLUTIONS = sum(_BLOCKS)
 _NETWORK = [kind for count in _BLOCKS for kind in (*count * [_CONVOLUTION], _POOLING)][:-1]
 _ACTIVATIONS = {"ReLU": "relu", "Softmax": "softmax"}  # as layers of their own
 _RESCALINGS = ((1 / 255, 0, "rescale"), (1 / 127.5, -1, "tf"))  # names in PREPROCESSINGS
@@ -34,11 +35,15 @@ class ModelDescription:
         facts: What a conversion takes from it.
         problems: What in it is not as in VGG16, in words.
         head_problems: What follows VGG16 in it and is not as in a head that is known.
+        convolutions: Names of the convolutions, in order.
+        dense: How many dense layers there are.
     """
 
     facts: ModelFacts
     problems: tuple[str, ...]
     head_problems: tuple[str, ...]
+    convolutions: tuple[str, ...]
+    dense: int
 
 
 def describe_model(config: str) -> ModelDescription:
@@ -56,9 +61,13 @@ def describe_model(config: str) -> ModelDescription:
         size = _image_size(every)
         facts = ModelFacts(size, _output(layers), _is_flattened(layers), _preprocessing(layers))
         convolutions = [i for i, (kind, _) in enumerate(layers) if kind == _CONVOLUTION]
-        end = convolutions[-1] + 1 if convolutions else 0
+        end = convolutions[:_CONVOLUTIONS][-1] + 1 if convolutions else 0
         return ModelDescription(
-            facts, tuple(_problems(layers[:end])), tuple(_head_problems(layers[end:]))
+            facts,
+            tuple(_problems(layers[:end])),
+            (*_picture_problems(every), *_head_problems(layers[end:])),
+            tuple(str(layers[i][1].get("name")) for i in convolutions),
+            sum(kind == "Dense" for kind, _ in layers),
         )
     except (TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"its configuration is not one of Keras ({error!r})") from error
@@ -102,11 +111,22 @@ def _with_activations(layers: Iterable[_Layer]) -> list[_Layer]:
 
 def _image_size(layers: list[_Layer]) -> int | None:
     """Return the side of the first square picture that a layer says it takes."""
+    sizes = (size for size in _picture_sizes(layers) if size[0] == size[1])
+    return next((size[0] for size in sizes if isinstance(size[0], int)), None)
+
+
+def _picture_sizes(layers: list[_Layer]) -> Iterator[list[Any]]:
     for _, config in layers:
         shape = config.get("batch_shape") or config.get("batch_input_shape")
-        if shape and len(shape) == 4 and shape[1] == shape[2] and isinstance(shape[1], int):
-            return shape[1]
-    return None
+        if shape and len(shape) == 4:
+            yield shape[1:3]
+
+
+def _picture_problems(layers: list[_Layer]) -> Iterator[str]:
+    for height, width in _picture_sizes(layers):
+        if height != width:
+            yield f"takes pictures of {height} x {width}, but only square ones convert"
+            return
 
 
 def _output(layers: list[_Layer]) -> Literal["softmax", "sigmoid"] | None:
@@ -117,8 +137,8 @@ def _output(layers: list[_Layer]) -> Literal["softmax", "sigmoid"] | None:
 
 
 def _is_flattened(layers: list[_Layer]) -> bool | None:
-    kinds = [kind for kind, _ in layers if kind in (_FLATTEN, _AVERAGE)]
-    return kinds[-1] == _FLATTEN if kinds else None
+    kinds = {kind for kind, _ in layers if kind in (_FLATTEN, _AVERAGE)}
+    return _AVERAGE not in kinds if kinds else None  # to flatten averages does nothing
 
 
 def _preprocessing(layers: list[_Layer]) -> str | None:

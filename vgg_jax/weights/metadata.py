@@ -1,6 +1,7 @@
 """What `metadata.json` says of a folder of converted weights: their source, and their checksums.
 
-One digest over all that decides a network's outputs tells whether two folders hold the same.
+One digest over all that decides a network's outputs tells whether two folders hold the same; a
+seal over the whole tells whether anything in it was changed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """Read `metadata.json` of a folder of converted weights and check that it is sound.
 
     Raises:
-        WeightsError: If it is missing, damaged, or of another format version.
+        WeightsError: If it is missing, damaged, changed, or of another format version.
     """
     folder = Path(folder)
     path = folder / METADATA_FILE
@@ -42,7 +43,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
         version = metadata["format_version"]
-        sound = version != FORMAT_VERSION or metadata["digest"] == _digest(metadata)
+        sound = version != FORMAT_VERSION or _is_sound(metadata)
         if sound and version == FORMAT_VERSION:
             _check_described(metadata)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -55,6 +56,12 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     if not sound:
         raise WeightsError(f"{path} was changed: its digest does not match. {CONVERT_AGAIN}")
     return metadata
+
+
+def seal_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata with a checksum over all that they say, in place of any that was there."""
+    content = {key: value for key, value in metadata.items() if key != "seal"}
+    return content | {"seal": _json_sha256(content)}
 
 
 def describe_weights(weights: SourceWeights) -> dict[str, Any]:
@@ -91,13 +98,26 @@ def describe_weights(weights: SourceWeights) -> dict[str, Any]:
 
 def _digest(metadata: Mapping[str, Any]) -> str:
     keys = ("width", "mean", "scale", "layers", "top", *(("head",) if metadata.get("head") else ()))
-    decisive = {key: metadata[key] for key in keys}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return _json_sha256({key: metadata[key] for key in keys})
+
+
+def _json_sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_sound(metadata: Mapping[str, Any]) -> bool:
+    """Tell whether the checksums in metadata are right; those written before have no seal."""
+    sealed = bool({"files", "seal"} & metadata.keys())
+    return metadata["digest"] == _digest(metadata) and (
+        not sealed or metadata["seal"] == seal_metadata(metadata)["seal"]
+    )
 
 
 def _check_described(metadata: Mapping[str, Any]) -> None:
     if not all(isinstance(metadata["source"][key], str) for key in ("file", "sha256")):
         raise TypeError("its source has no name and checksum")
+    if not all(Path(name).name == name for name, _ in metadata.get("files", {}).items()):
+        raise ValueError("its files are not all beside it")
     expected = {name: list(shape) for name, shape in kernel_shapes(metadata["width"]).items()}
     described = {name: arrays["kernel"]["shape"] for name, arrays in metadata["layers"].items()}
     if described != expected or tuple(metadata["top"]) not in ((), TOP_LAYERS):

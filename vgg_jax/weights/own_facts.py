@@ -37,6 +37,9 @@ def read_own_metadata(metadata: Mapping[str, str]) -> ModelFacts | None:
 def _facts(values: Mapping[str, Any]) -> ModelFacts:
     try:
         names = tuple(map(str, values.get("class_names") or ()))
+        for name in names:
+            if not (name and name.isprintable()):  # others could steer the terminal they reach
+                raise ValueError(f"its class name {name!r} is empty or cannot be printed")
         size = values.get("image_size")
         output, interpolation = values.get("output"), values.get("interpolation")
         return ModelFacts(

@@ -68,6 +68,26 @@ class Reference:
         inputs = kernel.shape[0] if self.kernels == "HWIO" else kernel.shape[1]
         return inputs // len(self.convolutions[-1][1])
 
+    def parameters(self) -> Iterator[tuple[str, _Pair]]:
+        """Yield each layer's kernel and bias as a network holds them that takes RGB.
+
+        Its kernels are HWIO, and `[in, out]` over features flattened in the order H, W, C: those of
+        the first dense layer come as `[h, w, c, out]` where the file has them otherwise.
+        """
+        names = (f"conv{b}_{i}" for b, n in enumerate(BLOCKS, 1) for i in range(1, n + 1))
+        for name, (kernel, bias) in zip(names, self.convolutions, strict=True):
+            kernel = kernel.transpose([self.kernels.index(axis) for axis in "HWIO"])
+            if name == "conv1_1":
+                kernel = kernel[:, :, [self.channels.index(channel) for channel in "RGB"]]
+            yield name, (kernel, bias)
+        for number, (name, (kernel, bias)) in enumerate(self.dense.items()):
+            if self.kernels == "OIHW":
+                kernel = kernel.T
+            if number == 0 and self.flatten == "CHW":
+                side = math.isqrt(self.places)
+                kernel = kernel.reshape(-1, side, side, len(bias)).transpose(1, 2, 0, 3)
+            yield name, (kernel, bias)
+
     def backbone(self, image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Yield each layer's name and output `[h, w, c]` for an RGB uint8 image `[H, W, 3]`."""
         x = image[:, :, ["RGB".index(channel) for channel in self.channels]] / self.divisor
@@ -155,7 +175,14 @@ def read_reference(
             f"The independent reference finds {counts[0]} convolutions, {counts[1]} dense layers "
             f"and {len(by_rank[1])} biases, not {needed[0]}, {needed[1]} and one bias for each."
         )
-    channels = arrays[convolutions[-1]].shape[kernels.index("O")]
+    ins, outs = ([arrays[path].shape[kernels.index(i)] for path in convolutions] for i in "IO")
+    if ins != [3, *outs[:-1]]:
+        raise WeightsError(
+            "The independent reference cannot tell the order of the convolutions: sorted by name, "
+            f"they do not follow one upon the other ({convolutions[0]} comes first). A file of "
+            "model.save with the ending .keras numbers them in order."
+        )
+    channels = outs[-1]
     # Dense layers are called what their makers like (dense_1, predictions), which tells no order.
     # Shapes do, and the file's order, which is tried first, where two are alike.
     for dense in itertools.permutations(by_rank[2]):

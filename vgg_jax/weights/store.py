@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vgg_jax.errors import WeightsError
-from vgg_jax.weights.checksums import array_sha256
+from vgg_jax.weights.checksums import array_sha256, file_sha256
 from vgg_jax.weights.metadata import (
     CONVERT_AGAIN,
     METADATA_FILE,
@@ -28,6 +28,7 @@ from vgg_jax.weights.metadata import (
     differences,
     first_line,
     read_metadata,
+    seal_metadata,
 )
 from vgg_jax.weights.source import Pair, SourceWeights
 
@@ -90,10 +91,12 @@ def save_weights(
         partial.mkdir(parents=True)
         _check_space(partial, weights.parameters * 4 + _SPARE_BYTES)
         _save_arrays(partial / ARRAYS_FOLDER, weights)
-        text = json.dumps(metadata, indent=2) + "\n"
-        (partial / METADATA_FILE).write_text(text, encoding="utf-8")
         if add_files is not None:
             add_files(partial)
+        added = sorted(path for path in partial.iterdir() if path.is_file())
+        files = {path.name: file_sha256(path) for path in added}
+        text = json.dumps(seal_metadata(metadata | {"files": files}), indent=2) + "\n"
+        (partial / METADATA_FILE).write_text(text, encoding="utf-8")
         try:
             partial.rename(folder)
         except OSError:

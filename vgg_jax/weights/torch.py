@@ -112,7 +112,7 @@ def classify_arrays(
     unexpected: list[str] = []
     convolutions: set[str] = set()
     for name in names:
-        match = _NAME.fullmatch(name.removeprefix(wrapper))
+        match = _NAME.fullmatch(name, len(wrapper)) if name.startswith(wrapper) else None
         layer = match["layer"] if match else ""
         if match and (layer in _CONVOLUTIONS or layer.startswith("classifier")):
             known.setdefault(layer, {})[match["role"]] = name
@@ -122,15 +122,23 @@ def classify_arrays(
             convolutions.add(layer)
     _check_network(path, names, convolutions - _normalisations(names, wrapper))
     dense = sorted(known.keys() - _CONVOLUTIONS.keys(), key=_numbers)
-    problems = _list_problems(unexpected, unreadable)
+    backbone = f"{wrapper}features."
+    problems, head_problems = (
+        _list_problems(
+            [name for name in unexpected if name.startswith(backbone) is belongs],
+            {name: why for name, why in unreadable.items() if name.startswith(backbone) is belongs},
+        )
+        for belongs in (True, False)
+    )
     found: dict[str, FoundLayer] = {}
     for label in (*_CONVOLUTIONS, *dense):
         pair = known.get(label, {})
+        noted = problems if label in _CONVOLUTIONS else head_problems
         missing = [role for role in ("weight", "bias") if role not in pair]
         if len(missing) == 2:
-            problems.append(f"{label}: missing")
+            noted.append(f"{label}: missing")
         elif missing:
-            problems.append(f"{label}: has no {missing[0]}")
+            noted.append(f"{label}: has no {missing[0]}")
         elif pair["weight"] in arrays and pair["bias"] in arrays:
             found[label] = FoundLayer(label, arrays[pair["weight"]], arrays[pair["bias"]])
     return Contents(
@@ -138,6 +146,7 @@ def classify_arrays(
         layers={layer: found[label] for label, layer in _CONVOLUTIONS.items() if label in found},
         dense=tuple(found[label] for label in dense if label in found),
         problems=tuple(problems),
+        head_problems=tuple(head_problems),
     )
 
 
@@ -212,10 +221,9 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _wrapper(names: Iterable[str]) -> str:
-    """Return what modules such as DataParallel (`module.`) put before every name."""
-    first = next((name for name in names if name.endswith(f".{_FIRST}")), _FIRST)
-    prefix = first.removesuffix(_FIRST)
-    return prefix if all(name.startswith(prefix) for name in names) else ""
+    """Return what stands before the names of the only VGG16: `module.` of DataParallel, `net.`."""
+    prefixes = {n.removesuffix(_FIRST) for n in names if f".{n}".endswith(f".{_FIRST}")}
+    return prefixes.pop() if len(prefixes) == 1 else ""
 
 
 def _normalisations(names: Iterable[str], wrapper: str) -> set[str]:
@@ -223,7 +231,7 @@ def _normalisations(names: Iterable[str], wrapper: str) -> set[str]:
     return {
         name.removeprefix(wrapper).removesuffix(_RUNNING)
         for name in names
-        if name.endswith(_RUNNING)
+        if name.startswith(wrapper) and name.endswith(_RUNNING)
     }
 
 

@@ -26,6 +26,8 @@ from vgg_jax.weights.source import Pair, SourceWeights, WeightFile
 from vgg_jax.weights.store import save_weights
 
 _DEFAULT_IMAGE_SIZE = 224
+# Of Keras' generators and its load_img; of torchvision's transforms.
+_DEFAULTS: Mapping[str, Interpolation] = {"HWIO": "nearest", "OIHW": "bilinear"}
 _UNKNOWN = float("nan")
 
 
@@ -47,7 +49,10 @@ class ClassifierDescription:
 
 
 def describe_classifier(
-    file: WeightFile, class_names: Sequence[str] | None, image_size: int | None
+    file: WeightFile,
+    class_names: Sequence[str] | None,
+    image_size: int | None,
+    interpolation: Interpolation | None = None,
 ) -> ClassifierDescription | None:
     """Complete what a file says of its classifier; None if it holds none.
 
@@ -77,8 +82,7 @@ def describe_classifier(
     return ClassifierDescription(
         class_names=tuple(class_names),
         image_size=_image_size(file, image_size),
-        # Where the file does not say: nearest is the default of Keras' generators and load_img.
-        interpolation=file.facts.interpolation or "nearest",
+        interpolation=interpolation or file.facts.interpolation or _DEFAULTS[file.layout.kernels],
         loss="binary" if file.facts.output == "sigmoid" and outputs > 1 else "categorical",
     )
 
@@ -134,6 +138,7 @@ def adopt_classifier(
         _write_run(RunFolder(partial), weights, classifier, folder / BACKBONE_FOLDER)
         partial.rename(folder)
     except OSError as error:
+        refuse_existing(folder)  # another process may have been faster
         raise RunError(f"{folder} cannot be written: {error.strerror}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -188,12 +193,17 @@ def _write_run(
 
 
 def _image_size(file: WeightFile, given: int | None) -> int:
+    if given is not None and given < 32:
+        raise ConfigError(f"--image-size is {given}, but must be 32 or more, in pixels.")
     size = file.facts.image_size if given is None else given
     if file.head == "linear" and not file.facts.flattened:  # any size leads to averaged features
         return _DEFAULT_IMAGE_SIZE if size is None else size
     side = _side(file)
     if size is None:
-        return 32 * side
+        raise ConfigError(
+            f"{file.path} does not say how large its pictures are; name --image-size, from"
+            f" {32 * side} to {32 * side + 31}."
+        )
     if size // 32 != side:
         raise ConfigError(
             f"--image-size {size} leads to {size // 32} x {size // 32} features, but the classifier"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vgg_jax.config import Interpolation
+from vgg_jax.errors import ConfigError
 from vgg_jax.progress import Progress
 from vgg_jax.weights.arrange import arrange_weights
 from vgg_jax.weights.download import find_public
@@ -17,7 +19,7 @@ from vgg_jax.weights.metadata import read_metadata
 from vgg_jax.weights.proof import prove
 from vgg_jax.weights.reading import read_weight_file
 from vgg_jax.weights.report import Proof, write_json, write_markdown
-from vgg_jax.weights.source import HEAD_LAYERS
+from vgg_jax.weights.source import HEAD_LAYERS, WeightFile
 from vgg_jax.workflows.locate import (
     DEMO,
     WEIGHTS_FOLDER,
@@ -48,6 +50,7 @@ class ConvertResult:
         width: Channels relative to the published network.
         head: What follows the backbone: nothing, `top`, or a classifier's `dense256` or `linear`.
         class_names: Of a classifier, in the order of its logits.
+        assumed: What a classifier's file does not say and was taken for granted, in words.
         digest: One digest over all that decides the network's outputs.
         proof: That the conversion is right.
     """
@@ -64,6 +67,7 @@ class ConvertResult:
     width: float
     head: str
     class_names: tuple[str, ...]
+    assumed: tuple[str, ...]
     digest: str
     proof: Proof
 
@@ -77,6 +81,7 @@ class ConvertResult:
         return dataclasses.asdict(self) | {
             "folder": str(self.folder),
             "class_names": list(self.class_names),
+            "assumed": list(self.assumed),
             "proof": self.proof.as_dict(),
         }
 
@@ -90,6 +95,7 @@ def convert_weights(
     no_head: bool = False,
     class_names: Sequence[str] | None = None,
     image_size: int | None = None,
+    interpolation: Interpolation | None = None,
     try_picture: Path | None = None,
     progress: Progress | None = None,
 ) -> ConvertResult:
@@ -105,6 +111,8 @@ def convert_weights(
         no_head: Take a classifier's backbone alone.
         class_names: A classifier's, in the order of its outputs; numbered by default.
         image_size: Side in pixels of the pictures a classifier takes, where the file does not say.
+        interpolation: How pictures are resized for a classifier; by default as the file says, else
+            as is usual where it comes from: nearest for Keras', bilinear for PyTorch's.
         try_picture: A picture to show the five most probable classes of.
         progress: Told of a download; silent by default.
 
@@ -121,9 +129,14 @@ def convert_weights(
     )
     from vgg_jax.workflows.forward import forward_pass, most_probable
 
+    if no_head and (class_names, image_size, interpolation) != (None, None, None):
+        raise ConfigError(
+            "--no-head takes the backbone alone; --classes, --image-size and --interpolation are"
+            " for the head."
+        )
     path = locate_file(source, progress or Progress())
     file = read_weight_file(path, layout=layout, preprocessing=preprocessing, backbone_only=no_head)
-    classifier = describe_classifier(file, class_names, image_size)
+    classifier = describe_classifier(file, class_names, image_size, interpolation)
     tried = (classifier or describe_top(file)) if try_picture else None
     published = find_public(path)
     name = published.name if published else _name(source, path)
@@ -161,6 +174,7 @@ def convert_weights(
         width=weights.width,
         head=file.head,
         class_names=classifier.class_names if classifier else (),
+        assumed=tuple(_assumptions(file, preprocessing, interpolation)),
         digest=read_metadata(backbone)["digest"],
         proof=proof,
     )
@@ -197,6 +211,24 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _assumptions(
+    file: WeightFile, preprocessing: str | None, interpolation: str | None
+) -> Iterator[str]:
+    """Say what no proof can tell of a classifier, where its file does not say it either."""
+    if file.head in ("", "top"):
+        return
+    if file.facts.output is None:
+        hidden = "a ReLU in the hidden layer, and " if file.head == "dense256" else ""
+        outputs = file.arrays[file.dense["logits"].bias].size
+        last = "a sigmoid" if outputs == 1 else "a softmax"
+        averaged = "averaged features, " if file.head == "linear" else ""
+        yield f"{averaged}{hidden}{last} at the end (a whole model, by model.save, would say)"
+    if preprocessing is None and file.facts.preprocessing is None:
+        yield f"preprocessing {file.preprocessing.name} (else name --preprocessing)"
+    if interpolation is None and file.facts.interpolation is None:
+        yield "how pictures are resized (else name --interpolation)"
 
 
 def _name(source: str | Path, path: Path) -> str:

@@ -16,7 +16,7 @@ from vgg_jax.training.run_folder import BACKBONE_FOLDER, RunFolder
 from vgg_jax.weights.arrange import arrange_weights
 from vgg_jax.weights.checksums import file_sha256
 from vgg_jax.weights.download import public_files
-from vgg_jax.weights.metadata import METADATA_FILE
+from vgg_jax.weights.metadata import CONVERT_AGAIN, METADATA_FILE
 from vgg_jax.weights.proof import prove
 from vgg_jax.weights.reading import read_weight_file
 from vgg_jax.weights.report import Proof
@@ -57,7 +57,9 @@ class VerifyResult:
 def verify_weights(
     folder: Path, source: str | Path | None = None, progress: Progress | None = None
 ) -> VerifyResult:
-    """Compare each array with its checksum, and prove the conversion again if the file is at hand.
+    """Compare all checksums, and prove the conversion again if the file is at hand.
+
+    The checksums are of each array, of the files with the earlier proof, and of `metadata.json`.
 
     Args:
         folder: A folder of converted weights, or the run that a converted classifier became.
@@ -73,6 +75,7 @@ def verify_weights(
     if not (folder / METADATA_FILE).is_file() and (folder / BACKBONE_FOLDER).is_dir():
         run, folder = RunFolder(folder), folder / BACKBONE_FOLDER
     stored = load_weights(folder, with_top=True)
+    _check_files(stored)
     if run is not None:
         _check_run(run, stored)
     parts = (stored.layers, stored.top, stored.head)
@@ -85,6 +88,15 @@ def verify_weights(
         source=path,
         proof=_prove(stored, path) if path else None,
     )
+
+
+def _check_files(stored: Weights) -> None:
+    """Raise unless the files beside the arrays, such as the proof, are those written with them."""
+    for name, expected in stored.metadata.get("files", {}).items():
+        found = _sha256(stored.folder / name)
+        if found != expected:
+            what = "is missing or cannot be read" if found is None else "is not what was written"
+            raise WeightsError(f"{stored.folder} was changed: its {name} {what}. {CONVERT_AGAIN}")
 
 
 def _check_run(run: RunFolder, stored: Weights) -> None:
@@ -151,6 +163,6 @@ def _prove(stored: Weights, path: Path) -> Proof:
 def _sha256(path: Path) -> str | None:
     """Return a file's checksum; None if it is not there or not for us to read."""
     try:
-        return file_sha256(path)
+        return file_sha256(path) if path.is_file() else None
     except OSError:
         return None
