@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -141,7 +142,8 @@ def add_many_members(path: Path, sound: bytes, rng: np.random.Generator) -> None
     _write_zip(path, [*members, *((f"\x1b[31m{i}", b"") for i in range(20_000))])
 
 
-ESCAPES = ("../../escaped", "/tmp/escaped-from-zip", "..\\escaped", "a/../../escaped", "\0x")
+OUTSIDE = Path(tempfile.gettempdir()) / "escaped-from-zip"
+ESCAPES = ("../../escaped", str(OUTSIDE), "..\\escaped", "a/../../escaped", "\0x")
 KERAS: Mapping[str, Write] = {
     **{name: _config(make) for name, make in CONFIG_MAKERS.items()},
     **{f"inner {name}": _inner(name) for name in EDITS},

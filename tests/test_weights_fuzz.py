@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from fuzz_files import Case, cases, write_canaries
 from fuzz_reader import ReaderServer, Reading
+from hostile_archives import OUTSIDE
 
 from vgg_jax.errors import WeightsError
 from vgg_jax.weights.reading import child_environment, read_weight_file
@@ -58,7 +59,7 @@ class Box:
         """Return each path with a checksum."""
         return {
             str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-            for path in [*self.root.rglob("*"), Path("/tmp/escaped-from-zip")]
+            for path in [*self.root.rglob("*"), OUTSIDE]
             if path.exists()
         }
 

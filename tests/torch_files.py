@@ -1,19 +1,24 @@
-"""Builds small seeded weight files as PyTorch writes them, without PyTorch: pickles by hand."""
+"""Builds small seeded weight files as PyTorch writes them, without PyTorch, and reads any."""
 
 from __future__ import annotations
 
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 from weight_files import keras_arrays
 
+from vgg_jax.weights.source import Contents
+from vgg_jax.weights.torch import find_safetensors
+from vgg_jax.weights.torch_pth import find_pth
+
 Arrays = Mapping[str, np.ndarray]
 TOP = ((0, 256), (3, 256), (6, 10))  # fc6, fc7 and fc8 at width 1/16: number and outputs
+NARROW_TOP = ((0, 8), (3, 8), (6, 3))
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 STORAGES = {"float16": "HalfStorage", "float32": "FloatStorage", "float64": "DoubleStorage"}
 
@@ -219,3 +224,37 @@ def _view(
 
 
 EMPTY_ORDERED = global_name("collections", "OrderedDict") + b")R"
+
+
+WRITERS: Mapping[str, Callable[[Path, Mapping[str, np.ndarray]], None]] = {
+    "safetensors": write_safetensors,
+    "pth": write_pth,
+    "legacy": write_legacy_pth,
+    "published": lambda path, arrays: write_legacy_pth(path, arrays, published=True),
+}
+
+
+def find(path: Path) -> Contents:
+    return (find_safetensors if path.suffix == ".safetensors" else find_pth)(path)
+
+
+def write(folder: Path, kind: str, arrays: Mapping[str, np.ndarray]) -> Path:
+    path = folder / f"weights.{'safetensors' if kind == 'safetensors' else 'pth'}"
+    WRITERS[kind](path, arrays)
+    return path
+
+
+def write_body(folder: Path, body: bytes, arrays: Mapping[str, np.ndarray] | None = None) -> Path:
+    """Write a `.pth` whose pickle is `body`; storages 0, 1, … are those of `arrays`."""
+    write_pth(folder / "weights.pth", arrays or {}, body)
+    return folder / "weights.pth"
+
+
+def read(contents: Contents) -> dict[str, np.ndarray]:
+    """Read all arrays, by their names in the file."""
+    arrays: dict[str, np.ndarray] = {}
+    for layer in (*contents.layers.values(), *contents.dense):
+        for array in (layer.kernel, layer.bias):
+            arrays[array.path] = np.full(array.shape, np.nan, array.dtype)
+            array.read_into(arrays[array.path])
+    return arrays
