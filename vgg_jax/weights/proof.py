@@ -21,7 +21,8 @@ Layers = Iterable[tuple[str, np.ndarray]]
 Forward = Callable[[np.ndarray], Iterator[tuple[str, np.ndarray]]]
 
 _LAYERS = sum(BLOCKS) + len(BLOCKS)
-_SMALLEST_SIDE = 64  # pool5 is 2 x 2 then
+_SMALLEST_SIDE = 48  # pool5 is 1 x 1 then
+_SMALLEST_AVERAGED_SIDE = 64  # 2 x 2: an average of one place would hide how it is taken
 _PUBLISHED_SIDE = 224
 _LARGEST_SIDE = 1024
 
@@ -117,7 +118,9 @@ def _check_parameters(file: WeightFile, converted: SourceWeights, reference: Ref
         for role, wanted, array in zip(("kernel", "bias"), expected, layers[name], strict=True):
             # Row by row, which takes less memory.
             rows = zip(wanted, array.reshape(wanted.shape), strict=True)
-            if not all(np.array_equal(row.astype(np.float32), ours) for row, ours in rows):
+            if not all(
+                np.array_equal(row.astype(ours.dtype, copy=False), ours) for row, ours in rows
+            ):
                 raise WeightsError(
                     f"{file.path} was not converted rightly: {name}/{role} does not hold the values"
                     " that the file has for it.\nThis is a fault of vgg-jax: please report it."
@@ -134,9 +137,11 @@ def draw_picture(side: int, seed: int = SEED) -> np.ndarray:
 
 def _image_side(file: WeightFile, reference: Reference) -> int:
     """Return the side of an image that the dense layers can follow."""
+    if not reference.dense:
+        return _SMALLEST_SIDE
     if not reference.places:
-        declared = (file.facts.image_size if reference.dense else None) or _SMALLEST_SIDE
-        return min(max(declared, _SMALLEST_SIDE), _PUBLISHED_SIDE)
+        declared = file.facts.image_size or _SMALLEST_AVERAGED_SIDE
+        return min(max(declared, _SMALLEST_AVERAGED_SIDE), _PUBLISHED_SIDE)
     side = 32 * math.isqrt(reference.places)
     if side > _LARGEST_SIDE:
         raise WeightsError(

@@ -27,7 +27,8 @@ _INPUTS: Mapping[str, tuple[str, float, tuple[float, ...], tuple[float, ...]]] =
     "rescale": ("RGB", 255.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 _TRANSPOSED = str.maketrans("HW", "WH")
-_PIECE = 1 << 18  # numbers that are turned into float64, or multiplied, at once
+_PIECE = 1 << 12  # numbers that are turned into float64, or multiplied, at once: at least so many,
+_PIECES = 1 << 8  # and of a large kernel this share
 _Pair = tuple[np.ndarray, np.ndarray]  # kernel, bias
 
 
@@ -136,7 +137,8 @@ class Reference:
             lines = np.pad(lines, ((above, below), (1, 1), (0, 0)))
             for i, j in np.ndindex(3, 3):
                 window = lines[i : i + len(part), j : j + width].reshape(-1, channels)
-                part += (window @ kernel[i, j].astype(np.float64)).reshape(part.shape)
+                for inputs, piece in _pieces(kernel[i, j]):
+                    part += (window[:, inputs] @ piece).reshape(part.shape)
         if not self.border:
             out[[0, -1]], out[:, [0, -1]] = 0, 0
         return out
@@ -260,6 +262,6 @@ def _owner(path: str) -> str:
 
 def _pieces(array: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield an array in float64, some rows at a time: no whole copy of fc6, which has 411 MB."""
-    rows = max(1, _PIECE // max(1, array[0].size))
+    rows = max(1, max(_PIECE, array.size // _PIECES) // max(1, array[0].size))
     for start in range(0, len(array), rows):
         yield slice(start, start + rows), array[start : start + rows].astype(np.float64)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vgg_jax.data.decode import decode_image, resize_image
 from vgg_jax.errors import DataError
 from vgg_jax.layers import LAYERS
 from vgg_jax.model.heads import Dense256, Linear, VGGTop
@@ -37,12 +36,13 @@ def forward_pass(weights: SourceWeights) -> Forward:
     graph, parameters = nnx.split(backbone)
 
     def forward(images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        x = backbone.normalise(images)
+        x = jax.device_put(images)
         # One program a block: one a layer takes more memory, one in all holds every output at once.
-        for start, stop in itertools.pairwise((*_BLOCKS, None)):
+        for start, stop in itertools.pairwise((None, *_BLOCKS[1:], None)):
             with jax.default_matmul_precision("highest"):
                 outputs = _walk(graph, parameters, x, start, stop)
-            for name, x in outputs.items():  # sorted by name, as jit does, is also their order
+            for name in sorted(outputs):  # which is also their order
+                x = outputs.pop(name)
                 yield name, np.asarray(x)
         if head is not None:
             with jax.default_matmul_precision("highest"):
@@ -56,10 +56,18 @@ def forward_pass(weights: SourceWeights) -> Forward:
 
 @partial(jax.jit, static_argnums=(0, 3, 4))
 def _walk(
-    graph: nnx.GraphDef[VGG16], parameters: nnx.State, x: jax.Array, start: str, stop: str | None
+    graph: nnx.GraphDef[VGG16],
+    parameters: nnx.State,
+    x: jax.Array,
+    start: str | None,
+    stop: str | None,
 ) -> dict[str, jax.Array]:
-    """Return the outputs of a stretch of layers by name; compiled once for all equal networks."""
-    return dict(nnx.merge(graph, parameters).walk(x, start, stop))
+    """Return the outputs of a stretch of layers by name; compiled once for all equal networks.
+
+    `x` is images where `start` is None, else what the layer before `start` gave.
+    """
+    backbone = nnx.merge(graph, parameters)
+    return dict(backbone.walk(backbone.normalise(x) if start is None else x, start, stop))
 
 
 def most_probable(
@@ -75,6 +83,8 @@ def most_probable(
     Raises:
         DataError: If the picture cannot be read.
     """
+    from vgg_jax.data.decode import decode_image, resize_image  # Pillow takes memory
+
     try:
         image = decode_image(picture.read_bytes(), str(picture))
     except OSError as error:
