@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PLUGINS := $(wildcard plugins/vgg-jax-*)
 
 .PHONY: demo test check test-slow bench clean
 
@@ -32,8 +33,9 @@ bench: .venv/dev .venv-keras/done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-.venv/dev: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+.venv/dev: .venv/bin/python pyproject.toml $(PLUGINS:%=%/pyproject.toml)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]" \
+		$(PLUGINS:%=--editable %)
 	@touch $@ .venv/runtime
 
 # The real Keras, to compare with; never a dependency.

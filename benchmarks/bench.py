@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from augment import augmentations
 from convert import CONVERT, ENVIRONMENT, Measured, conversions, measure, write_weights
 
 HERE = Path(__file__).parent
@@ -139,7 +140,16 @@ def predict_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
     )
 
 
+def augment_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Time chains of augmentations, and Keras' ways to do what `--augment keras` does."""
+    del folder
+    for case in augmentations(args.keras_python):
+        rows = [(f"augmenting, {case['who']}", f"{case['ms_per_image']} ms an image")]
+        yield Case("augment", rows, **case)
+
+
 CASES = {
+    "augment": augment_case,
     "help": help_case,
     "convert": convert_case,
     "train": train_case,

@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,14 +72,19 @@ class Measured(NamedTuple):
     output: str
 
 
-def measure(code: str, *arguments: str | Path, python: str | Path = sys.executable) -> Measured:
+def measure(
+    code: str,
+    *arguments: str | Path,
+    python: str | Path = sys.executable,
+    environment: Mapping[str, str] | None = None,
+) -> Measured:
     """Run code in a fresh Python; `arguments` are its `sys.argv[1:]`."""
     start, busy = time.perf_counter(), _others_busy_seconds()
     done = subprocess.run(
         [python, "-c", PEAK + code, *arguments],
         capture_output=True,
         text=True,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **(environment or {})},
     )
     seconds = time.perf_counter() - start
     others_cores = (_others_busy_seconds() - busy) / seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -65,3 +66,19 @@ def options(photos, weights) -> dict[str, object]:
 def run(options, tmp_path_factory) -> Run:
     """A trained run, not to be changed."""
     return train(**options, run=str(tmp_path_factory.mktemp("runs") / "photos"))
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """Pretend that packages are installed: writes their metadata where importlib finds it."""
+
+    def install(package: str, version: str, entries: dict[str, str], group="vgg_jax.heads"):
+        folder = tmp_path / f"{package.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Name: {package}\nVersion: {version}\n")
+        lines = [f"[{group}]", *(f"{name} = {target}" for name, target in entries.items())]
+        (folder / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        importlib.invalidate_caches()
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return install

@@ -13,8 +13,10 @@ import pytest
 from vgg_jax import plugins
 from vgg_jax.api import Augmentation, GeometricAugmentation
 from vgg_jax.augment.geometric import (
+    CropResize,
     HeightShift,
     HorizontalFlip,
+    Perspective,
     Rotation,
     Shear,
     VerticalFlip,
@@ -163,7 +165,8 @@ def test_built_ins_are_documented_and_keyword_only(factory):
         assert field.kw_only, field.name
         text = re.search(rf"^    {field.name}: (.*(?:\n {{8}}.*)*)", documentation, re.MULTILINE)
         assert text, f"{field.name} is not described under Attributes"
-        assert re.search(r"in [\[(][\w.]+, [\w.]+[\])]", text[1]), f"no range: {text[1]}"
+        ranged = re.search(r"in [\[(][\w.]+, [\w.]+[\])]", text[1])
+        assert ranged or field.type == "bool", f"no range: {text[1]}"
 
 
 def test_every_declared_geometric_augmentation_is_one():
@@ -172,3 +175,69 @@ def test_every_declared_geometric_augmentation_is_one():
     for factory in names:
         assert issubclass(factory, GeometricAugmentation)
         assert factory in declared
+
+
+def places(matrix, points):
+    """Return where a matrix sends points (x, y)."""
+    found = np.asarray(matrix) @ np.vstack([np.asarray(points, float).T, np.ones(len(points))])
+    return (found[:2] / found[2]).T
+
+
+def test_crops_lie_inside_and_have_the_area_and_ratio_asked_for():
+    crop = CropResize(scale=(0.2, 0.5), ratio=(0.5, 2))
+    keys = jax.random.split(jax.random.key(0), 300)
+    matrices = np.asarray(jax.vmap(lambda key: crop.matrix(key, 60, 80))(keys))
+    widths, heights = matrices[:, 0, 0], matrices[:, 1, 1]
+    areas, ratios = widths * heights, widths / heights
+    assert 0.19 < areas.min() < 0.22
+    assert 0.48 < areas.max() < 0.51
+    assert 0.49 < ratios.min() < 0.55
+    assert 1.8 < ratios.max() < 2.01
+    for matrix in matrices:
+        corners = places(matrix, [(-40, -30), (40, 30)])
+        assert (corners[0] >= (-40.001, -30.001)).all()
+        assert (corners[1] <= (40.001, 30.001)).all()
+
+
+def test_a_crop_of_everything_is_the_picture():
+    crop = CropResize(scale=(1, 1), ratio=(1, 1))
+    np.testing.assert_allclose(crop.matrix(jax.random.key(0), 5, 7), np.eye(3), atol=1e-6)
+
+
+def test_perspective_moves_corners_inwards_and_back_to_the_pictures_own():
+    keys = jax.random.split(jax.random.key(0), 100)
+    tilt = Perspective(distortion=0.8, probability=1)
+    matrices = np.asarray(jax.vmap(lambda key: tilt.matrix(key, 60, 80))(keys), np.float64)
+    own = np.array([(-40, -30), (40, -30), (40, 30), (-40, 30)], float)
+    farthest = np.zeros(2)
+    for matrix in matrices:
+        shown_at = places(np.linalg.inv(matrix), own)  # where the output shows the corners
+        np.testing.assert_allclose(places(matrix, shown_at), own, atol=1e-2)
+        inwards = (own - shown_at) * np.sign(own)
+        assert (inwards >= -1e-2).all()
+        farthest = np.maximum(farthest, inwards.max(0))
+    # Up to 0.8 of half a side.
+    np.testing.assert_allclose(farthest, (0.8 * 40, 0.8 * 30), rtol=0.06)
+
+
+def test_perspective_happens_as_often_as_asked_for():
+    keys = jax.random.split(jax.random.key(0), 300)
+    tilt = Perspective(probability=0.3)
+    matrices = np.asarray(jax.vmap(lambda key: tilt.matrix(key, 60, 80))(keys))
+    share = (np.abs(matrices - np.eye(3)).max((1, 2)) > 1e-5).mean()
+    assert 0.2 < share < 0.4
+    still = Perspective(distortion=0, probability=1).matrix(keys[0], 5, 7)
+    np.testing.assert_array_equal(still, np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "message"),
+    [
+        (CropResize, {"scale": (0.5, 1.5)}, r"option 'scale' is \[0.5, 1.5\].* at most 1"),
+        (CropResize, {"ratio": (2, 1)}, "option 'ratio'.*smaller one first"),
+        (Perspective, {"distortion": 2}, "option 'distortion' is 2"),
+    ],
+)
+def test_crops_and_perspectives_out_of_range_are_refused(factory, options, message):
+    with pytest.raises(OptionError, match=message):
+        factory(**options)

@@ -208,7 +208,8 @@ def test_summary_and_plugins(run):
     assert "15,353,054,464 multiply-adds" in invoke("summary").stdout
     assert json.loads(invoke("summary", run.path, "--json").stdout)["image_size"] == 32
     listed = json.loads(invoke("plugins", "list", "--kind", "head", "--json").stdout)["plugins"]
-    assert [plugin["name"] for plugin in listed] == ["dense256", "linear"]
+    own = [plugin["name"] for plugin in listed if plugin["package"] == "vgg-jax"]
+    assert own == ["dense256", "gap-mlp", "linear", "mlp", "vgg"]
     assert "rotation" in invoke("plugins", "list").stdout
 
 

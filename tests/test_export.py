@@ -18,7 +18,6 @@ from weight_files import Arrays, keras_arrays, write_published_h5
 
 from vgg_jax.cli.app import app
 from vgg_jax.errors import ConfigError, WeightsError
-from vgg_jax.model.heads import Dense256
 from vgg_jax.weights.arrange import arrange_weights
 from vgg_jax.weights.export import SUFFIXES, Network, Target, describe_input
 from vgg_jax.weights.export_code import loading_code
@@ -306,15 +305,10 @@ def test_what_cannot_be_exported_is_said(run, weights, tmp_path):
     assert (tmp_path / "taken.h5").read_bytes() == b"mine"
 
 
-class _Another(Dense256):
-    """A head that no other program knows."""
-
-
-def test_a_head_without_counterpart_is_refused(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "vgg_jax.model.classifier.build", lambda kind, choice, *a, **k: _Another(*a, **k)
-    )
-    with pytest.raises(WeightsError, match=r"The head _Another .*: dense256, linear"):
+def test_a_head_without_counterpart_is_refused(options, tmp_path):
+    chosen = {**options, "epochs": 1, "head": "gap-mlp:hidden=[4]"}
+    run = train(**chosen, run=str(tmp_path / "run"))
+    with pytest.raises(WeightsError, match=r"The head gap-mlp .*: dense256, linear"):
         export_weights(run.path, "keras", tmp_path / "x.keras")
 
 

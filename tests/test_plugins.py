@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from flax import nnx
 
 from vgg_jax.errors import OptionError, PluginError, UnknownPluginError
+from vgg_jax.plugin_options import describe_options
 from vgg_jax.plugins import PluginChoice, build, find_plugin, list_plugins, parse_choice
 from vgg_jax.workflows.summary import summarise_run
 from vgg_jax.workflows.train import train
@@ -60,24 +61,22 @@ class Raises(Mlp):
         raise ZeroDivisionError("no luck")
 
 
+def needs_size(*, weight: float = 0.5, size: int) -> int:
+    """Return the size.
+
+    Args:
+        weight: Of nothing, in [0, 1].
+        size: Side,
+            a second line of it.
+
+    Returns:
+        The size.
+    """
+    return size
+
+
 def fails(*, anything: int = 0) -> None:
     raise ZeroDivisionError("no luck")
-
-
-@pytest.fixture
-def installed(monkeypatch, tmp_path):
-    """Pretend that packages are installed: writes their metadata where importlib finds it."""
-
-    def install(package: str, version: str, entries: dict[str, str], group="vgg_jax.heads"):
-        folder = tmp_path / f"{package.replace('-', '_')}-{version}.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Name: {package}\nVersion: {version}\n")
-        lines = [f"[{group}]", *(f"{name} = {target}" for name, target in entries.items())]
-        (folder / "entry_points.txt").write_text("\n".join(lines) + "\n")
-        importlib.invalidate_caches()
-
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return install
 
 
 def test_built_ins_are_entry_points_like_any_other():
@@ -145,6 +144,83 @@ def test_a_broken_plugin_harms_nobody_until_it_is_named(installed):
         find_plugin("head", "broken").load()
 
 
+def test_a_plugin_that_ends_the_process_is_an_error_like_any_other(installed, tmp_path):
+    (tmp_path / "quits_when_imported.py").write_text("import sys\nsys.exit(3)\n")
+    installed("quitter", "1.0", {"quits": "quits_when_imported:Head"})
+    with pytest.raises(PluginError, match=r"'quits' of quitter 1.0.*ended the process.*3"):
+        find_plugin("head", "quits").load()
+
+
+def test_a_plugin_of_another_contract_is_listed_and_refused(installed):
+    installed("future-heads", "3.1", {"next": "future:Head"}, group="vgg_jax.heads.v2")
+    (found,) = [plugin for plugin in list_plugins("head") if plugin.name == "next"]
+    assert (found.contract, found.version) == (2, "3.1")
+    assert "version 2 of the plugin contract" in found.problem
+    with pytest.raises(
+        PluginError, match=r"future-heads 3.1.*version 2.*has version 1. Update vgg"
+    ):
+        find_plugin("head", "next")
+
+
+def test_a_package_may_serve_two_contracts_under_one_name(installed):
+    installed("both-heads", "1.0", {"both": "both:Old"})
+    (folder,) = Path(sys.path[0]).glob("both_heads*")
+    with (folder / "entry_points.txt").open("a") as file:
+        file.write("[vgg_jax.heads.v2]\nboth = both:New\n")
+    assert find_plugin("head", "both").target == "both:Old"
+
+
+def test_a_name_that_one_package_declares_twice_is_refused(installed):
+    installed("double", "1.0", {"echo": "one:Head"})
+    installed("double", "1.1", {"echo": "two:Head"})
+    assert find_plugin("head", "echo").version in ("1.0", "1.1")  # Python takes the first it finds
+
+
+@pytest.mark.parametrize(
+    ("allowed", "usable"),
+    [("", False), ("other", False), ("Third_Party", True), ("other, third-party", True)],
+)
+def test_the_environment_may_allow_some_packages_only(installed, monkeypatch, allowed, usable):
+    installed("third-party", "1.0", {"third": f"{__name__}:Mlp"})
+    monkeypatch.setenv("VGG_JAX_PLUGINS", allowed)
+    assert find_plugin("head", "linear").package == "vgg-jax"
+    if usable:
+        assert find_plugin("head", "third").package == "third-party"
+    else:
+        with pytest.raises(PluginError, match=r"third-party 1.0 cannot be used: VGG_JAX_PLUGINS"):
+            find_plugin("head", "third")
+
+
+def test_a_package_that_is_not_allowed_cannot_take_a_name_away(installed, monkeypatch):
+    installed("shadow", "1.0", {"linear": "shadow:Head"})
+    with pytest.raises(PluginError, match=r"claimed by shadow 1.0 and vgg-jax"):
+        find_plugin("head", "linear")
+    monkeypatch.setenv("VGG_JAX_PLUGINS", "")
+    assert find_plugin("head", "linear").package == "vgg-jax"
+
+
+def test_packages_are_named_as_indexes_compare_them(installed):
+    installed("Dotted.Heads", "1.0", {"dotted": "one:Head"})
+    assert find_plugin("head", "dotted-heads/dotted").package == "Dotted.Heads"
+
+
+def test_an_option_that_must_be_given_is_asked_for(installed):
+    installed("needy", "1.0", {"needy": f"{__name__}:needs_size"})
+    with pytest.raises(OptionError, match=r"'size', a whole number, is missing; write needy:size="):
+        build("head", parse_choice("needy"))
+
+
+def test_options_are_described_from_signature_and_docstring():
+    weight, size = describe_options(needs_size)
+    assert (weight.name, weight.type, weight.default, weight.range) == (
+        "weight",
+        "a number",
+        "0.5",
+        "in [0, 1]",
+    )
+    assert (size.default, size.meaning) == (None, "Side, a second line of it.")
+
+
 def test_options_reach_the_plugin(installed):
     installed("sample", "1.0", {"sample": f"{__name__}:Sample"})
     choice = parse_choice("sample:strength=1,sizes=[1,2],mode=b,name=x,on=true")
@@ -181,10 +257,10 @@ def test_a_plugin_that_fails_is_named_with_its_package(installed):
 
 
 def test_a_head_of_another_package_trains_with_its_options(installed, options, tmp_path):
-    installed("other-heads", "1.2", {"mlp": f"{__name__}:Mlp"})
-    chosen = {**options, "head": "mlp:hidden=[8,8],dropout=0.5", "epochs": 2}
+    installed("other-heads", "1.2", {"small-mlp": f"{__name__}:Mlp"})
+    chosen = {**options, "head": "small-mlp:hidden=[8,8],dropout=0.5", "epochs": 2}
     with pytest.raises(OptionError, match=r"named 'hiden'. Did you mean 'hidden'"):
-        train(**{**chosen, "head": "mlp:hiden=[8]"}, run=str(tmp_path / "no"))
+        train(**{**chosen, "head": "small-mlp:hiden=[8]"}, run=str(tmp_path / "no"))
     whole = train(**chosen, run=str(tmp_path / "whole"))
     part = train(**{**chosen, "epochs": 1}, run=str(tmp_path / "part"))
     resumed = train(run=str(part.path), resume=True, epochs=2)

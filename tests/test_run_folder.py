@@ -33,6 +33,8 @@ def test_a_run_holds_what_made_it(run, options):
         "name": "dense256",
         "package": "vgg-jax",
         "version": record.packages["vgg-jax"],
+        "contract": 1,
+        "options": {},
     }
 
 

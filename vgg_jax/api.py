@@ -7,18 +7,70 @@ Images are RGB; float images are in [0, 1]; `key` is a JAX random key and comes 
 
 A head is a callable `(feature_shape, num_classes, *, rngs, **options) -> flax.nnx.Module`:
 `feature_shape` is `(h, w, c)` and the module maps `[B, h, w, c]` to logits `[B, num_classes]`.
+
+Beside the kinds there are functions on single images, float32 `[H, W, 3]` in [0, 1], from which
+augmentations can be made. They are loaded when first used, so that importing this module does not
+import JAX.
 """
 
 from __future__ import annotations
 
-import abc
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from vgg_jax.errors import OptionError, require
+from vgg_jax.contract import (
+    Augmentation,
+    BatchAugmentation,
+    GeometricAugmentation,
+    HostAugmentation,
+    OptionError,
+    PixelAugmentation,
+    require,
+)
 
 if TYPE_CHECKING:
-    import jax
-    import numpy as np
+    from vgg_jax.augment.functional import adjust_brightness as adjust_brightness
+    from vgg_jax.augment.functional import adjust_contrast as adjust_contrast
+    from vgg_jax.augment.functional import adjust_hue as adjust_hue
+    from vgg_jax.augment.functional import adjust_saturation as adjust_saturation
+    from vgg_jax.augment.functional import adjust_sharpness as adjust_sharpness
+    from vgg_jax.augment.functional import autocontrast as autocontrast
+    from vgg_jax.augment.functional import equalize as equalize
+    from vgg_jax.augment.functional import gaussian_blur as gaussian_blur
+    from vgg_jax.augment.functional import grayscale as grayscale
+    from vgg_jax.augment.functional import invert as invert
+    from vgg_jax.augment.functional import posterize as posterize
+    from vgg_jax.augment.functional import solarize as solarize
+    from vgg_jax.augment.geometric import rotation_matrix as rotation_matrix
+    from vgg_jax.augment.geometric import scaling_matrix as scaling_matrix
+    from vgg_jax.augment.geometric import shear_matrix as shear_matrix
+    from vgg_jax.augment.geometric import translation_matrix as translation_matrix
+    from vgg_jax.augment.warp import warp as warp
+
+_FUNCTIONS = {
+    **dict.fromkeys(
+        (
+            "adjust_brightness",
+            "adjust_contrast",
+            "adjust_hue",
+            "adjust_saturation",
+            "adjust_sharpness",
+            "autocontrast",
+            "equalize",
+            "gaussian_blur",
+            "grayscale",
+            "invert",
+            "posterize",
+            "solarize",
+        ),
+        "vgg_jax.augment.functional",
+    ),
+    **dict.fromkeys(
+        ("rotation_matrix", "scaling_matrix", "shear_matrix", "translation_matrix"),
+        "vgg_jax.augment.geometric",
+    ),
+    "warp": "vgg_jax.augment.warp",
+}
 
 __all__ = [
     "Augmentation",
@@ -27,49 +79,28 @@ __all__ = [
     "HostAugmentation",
     "OptionError",
     "PixelAugmentation",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_saturation",
+    "adjust_sharpness",
+    "autocontrast",
+    "equalize",
+    "gaussian_blur",
+    "grayscale",
+    "invert",
+    "posterize",
     "require",
+    "rotation_matrix",
+    "scaling_matrix",
+    "shear_matrix",
+    "solarize",
+    "translation_matrix",
+    "warp",
 ]
 
 
-class Augmentation(abc.ABC):  # noqa: B024 (its kinds have the methods)
-    """Base of the four kinds; derive from one of those instead."""
-
-
-class HostAugmentation(Augmentation):
-    """Changes a decoded picture before the resize, in reader threads, with NumPy only."""
-
-    @abc.abstractmethod
-    def apply(self, rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-        """Map a uint8 `[H, W, 3]` of any size to another one, which may differ in size."""
-
-
-class GeometricAugmentation(Augmentation):
-    """Moves pixels by a projective map; neighbours in a chain are composed and resampled once."""
-
-    @abc.abstractmethod
-    def matrix(self, key: jax.Array, height: int, width: int) -> jax.Array:
-        """Draw the `[3, 3]` float32 matrix that maps an output pixel to where it comes from.
-
-        Coordinates are (x right, y down, 1) in pixels, with the origin at the image's centre.
-        """
-
-
-class PixelAugmentation(Augmentation):
-    """Changes the values of one picture; pure, jittable, and keeps the shape."""
-
-    @abc.abstractmethod
-    def apply(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """Map a float32 RGB `[H, W, 3]` in [0, 1] to another one."""
-
-
-class BatchAugmentation(Augmentation):
-    """Mixes the pictures of a batch and their targets."""
-
-    @abc.abstractmethod
-    def apply(
-        self, key: jax.Array, images: jax.Array, targets: jax.Array, valid: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Map float32 images `[B, H, W, 3]` in [0, 1] and targets `[B, K]` to new ones.
-
-        `valid`, bool `[B]`, is false on padding rows; these must not enter a valid row.
-        """
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    raise AttributeError(f"module 'vgg_jax.api' has no attribute {name!r}")

@@ -121,6 +121,9 @@ class TrainConfig:
         self._check(self.early_stop is None or self.early_stop >= 1, "early_stop", "1 or more")
         self._check(0 <= self.seed < 2**32, "seed", "in [0, 2^32)")
         object.__setattr__(self, "train_from", resolve_layer(self.train_from))
+        self._check_plugins()
+
+    def _check_plugins(self) -> None:
         find_plugin("head", parse_choice(self.head).ref)
         for augmentation in self.augment:
             find_plugin("augmentation", parse_choice(augmentation).ref)
@@ -172,6 +175,9 @@ class ResolvedConfig(TrainConfig):
     weight_decay: float = dataclasses.field()
     epochs: int = dataclasses.field()
     image_size: int = dataclasses.field()
+
+    def _check_plugins(self) -> None:
+        """Do nothing: a run is of use without the plugins that only its training needed."""
 
 
 def merge_options(options: Mapping[str, Any], file: Path | None) -> dict[str, Any]:

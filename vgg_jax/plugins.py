@@ -1,28 +1,36 @@
 """Heads and augmentations as plugins: found through entry points, listed without importing any.
 
-A user names one as `REF[:OPTIONS]`: REF is a name, or `package/name` where two packages claim a
-name; OPTIONS is the inside of a TOML inline table in which bare words are strings:
-`mlp:hidden=[512,256],activation=relu`.
+A user names one as `REF[:OPTIONS]`. REF is a name, `package/name` where two packages claim a name,
+or `path/to/file.py#Class` for code that no package holds. OPTIONS is the inside of a TOML inline
+table in which bare words are strings: `mlp:hidden=[512,256],activation=relu`.
+
+The version of the contract that a plugin was written for is in the name of its entry-point group:
+`vgg_jax.heads` is the first, `vgg_jax.heads.v2` would be the second.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import inspect
+import os
 import re
 import tomllib
-import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal
 
-from vgg_jax.errors import OptionError, PluginError, UnknownPluginError, VggJaxError, did_you_mean
-from vgg_jax.options import fits, spell
+from vgg_jax.errors import OptionError, PluginError, UnknownPluginError, VggJaxError
+from vgg_jax.local_plugins import file_digest, load_file
+from vgg_jax.plugin_options import as_python, check_options, option_types, toml_value
 
 Kind = Literal["head", "augmentation"]
 GROUPS: Mapping[Kind, str] = {"head": "vgg_jax.heads", "augmentation": "vgg_jax.augmentations"}
+CONTRACT = 1
+OWN_PACKAGE = "vgg-jax"
+ALLOWED_VARIABLE = "VGG_JAX_PLUGINS"
 
+_GROUP = re.compile(r"(vgg_jax\.(?:heads|augmentations))(?:\.v(\d+))?")
+_LOCAL_REF = re.compile(r"(?P<file>.+\.py)#(?P<name>[^:/]*)(?::(?P<options>.*))?", re.DOTALL)
 _BARE_WORD = re.compile(
     r"""
     ("[^"]*"|'[^']*')                           # what is quoted already stays as it is
@@ -36,14 +44,16 @@ _BARE_WORD = re.compile(
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Plugin:
-    """One entry point of an installed package; nothing of it is imported yet.
+    """One entry point of an installed package, or a class in a file; nothing is imported yet.
 
     Attributes:
         kind: `head` or `augmentation`.
-        name: The entry point's name.
-        package: The distribution that declares it.
-        version: That distribution's version.
-        target: Where the object is, as `module:attribute`.
+        name: The entry point's name; for a file the class's.
+        package: The distribution that declares it; for a file its path.
+        version: That distribution's version; for a file the start of its SHA-256.
+        target: Where the object is, as `module:attribute`; for a file `path#attribute`.
+        contract: Version of the contract it was written for.
+        sha256: Of the file; empty for an installed one.
     """
 
     kind: Kind
@@ -51,6 +61,35 @@ class Plugin:
     package: str
     version: str
     target: str
+    contract: int = CONTRACT
+    sha256: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is in a file of the user's, not in an installed package."""
+        return bool(self.sha256)
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot be used, as far as can be told without importing it; else empty."""
+        if self.contract != CONTRACT:
+            return (
+                f"it is written for version {self.contract} of the plugin contract; this is vgg-jax"
+                f" {metadata.version(OWN_PACKAGE)}, which has version {CONTRACT}"
+            )
+        allowed = allowed_packages()
+        if allowed is None or self.is_local or self._canonical in (*allowed, OWN_PACKAGE):
+            return ""
+        return f"{ALLOWED_VARIABLE} does not name its package"
+
+    @property
+    def described(self) -> str:
+        """Kind, name and origin, for messages."""
+        return f"The {self.kind} {self.name!r} of {self.package} {self.version}"
+
+    @property
+    def _canonical(self) -> str:
+        return canonical_package(self.package)
 
     def load(self) -> Any:
         """Import the plugin and return its object.
@@ -58,14 +97,22 @@ class Plugin:
         Raises:
             PluginError: If the import fails for whatever reason; the cause is chained.
         """
+        if self.problem:
+            raise _unusable(self)
         try:
+            if self.is_local:
+                return load_file(Path(self.package), self.name, self.sha256)
             return metadata.EntryPoint(self.name, self.target, GROUPS[self.kind]).load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
-                f"The {self.kind} {self.name!r} of {self.package} {self.version} cannot be loaded"
-                f" from {self.target}: {type(error).__name__}: {error}. Update or remove that"
-                " package."
+                f"{self.described} cannot be loaded from {self.target}: {_cause(error)}."
+                f" {self.way_out}"
             ) from error
+
+    @property
+    def way_out(self) -> str:
+        """What a user can do where it fails."""
+        return "Mend that file." if self.is_local else "Update or remove that package."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +120,7 @@ class PluginChoice:
     """What a user asked for: a plugin and its options.
 
     Attributes:
-        ref: `name` or `package/name`.
+        ref: `name`, `package/name` or `file.py#Class`.
         options: Option values by name, as TOML gives them.
     """
 
@@ -82,44 +129,111 @@ class PluginChoice:
 
     def __str__(self) -> str:
         """Return it in the form a user types: `REF[:OPTIONS]`."""
-        options = ",".join(f"{name}={_toml_value(value)}" for name, value in self.options.items())
+        options = ",".join(f"{name}={toml_value(value)}" for name, value in self.options.items())
         return f"{self.ref}:{options}" if options else self.ref
 
 
 def list_plugins(kind: Kind | None = None) -> list[Plugin]:
-    """Return the installed plugins of one kind, or of all, sorted; imports none of them."""
-    found = {
-        Plugin(
-            kind=group_kind,
-            name=entry.name,
-            package=entry.dist.name if entry.dist else "unknown",
-            version=entry.dist.version if entry.dist else "unknown",
-            target=entry.value,
-        )
-        for group_kind, group in GROUPS.items()
-        if kind in (None, group_kind)
-        for entry in metadata.entry_points(group=group)
-    }
+    """Return the installed plugins of one kind, or of all, sorted; imports none of them.
+
+    Those that cannot be used are among them: see `Plugin.problem`.
+    """
+    kinds: dict[str, Kind] = {group: group_kind for group_kind, group in GROUPS.items()}
+    found: set[Plugin] = set()
+    installed = metadata.entry_points()
+    for group in installed.groups:
+        match = _GROUP.fullmatch(group)
+        if match is None or kind not in (None, kinds[match[1]]):
+            continue
+        found |= {
+            Plugin(
+                kind=kinds[match[1]],
+                name=entry.name,
+                package=entry.dist.name if entry.dist else "unknown",
+                version=entry.dist.version if entry.dist else "unknown",
+                target=entry.value,
+                contract=int(match[2] or 1),
+            )
+            for entry in installed.select(group=group)
+        }
     return sorted(found)
 
 
+def package_summaries() -> dict[str, str]:
+    """Return what the packages of plugins say of themselves in one line; imports none of them."""
+    return {
+        package: str(metadata.metadata(package).json.get("summary", ""))
+        for package in {plugin.package for plugin in list_plugins()}
+        if package != "unknown"
+    }
+
+
+def allowed_packages() -> tuple[str, ...] | None:
+    """Return the packages that the environment allows beside the project's own; None for all."""
+    value = os.environ.get(ALLOWED_VARIABLE)
+    if value is None:
+        return None
+    return tuple(canonical_package(name) for name in value.split(",") if name.strip())
+
+
+def canonical_package(name: str) -> str:
+    """Return a package's name as indexes compare it: lower case, single hyphens."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
 def find_plugin(kind: Kind, ref: str) -> Plugin:
-    """Return the one installed plugin that `ref`, a `name` or `package/name`, stands for.
+    """Return the one plugin that `ref` stands for; imports nothing.
+
+    Args:
+        kind: `head` or `augmentation`.
+        ref: A `name`, `package/name` or `file.py#Class`.
 
     Raises:
         UnknownPluginError: If no package provides it.
-        PluginError: If several do.
+        PluginError: If several do, or if it cannot be used here, or if a file cannot be read.
     """
+    local = _LOCAL_REF.fullmatch(ref)
+    if local:
+        return _local_plugin(kind, local["file"], local["name"])
     package, _, name = ref.rpartition("/")
     plugins = list_plugins(kind)
-    matches = [p for p in plugins if p.name == name and package in ("", p.package)]
-    if not matches:
-        raise UnknownPluginError(kind, ref, [p.name for p in plugins])
-    if len(matches) > 1:
-        claims = " and ".join(f"{p.package} {p.version}" for p in matches)
-        choices = " or ".join(f"{p.package}/{p.name}" for p in matches)
-        raise PluginError(f"The {kind} {ref!r} is claimed by {claims}. Name one: {choices}.")
-    return matches[0]
+    claims = [
+        plugin
+        for plugin in plugins
+        if plugin.name == name
+        and (not package or canonical_package(package) == canonical_package(plugin.package))
+    ]
+    if not claims:
+        raise UnknownPluginError(kind, ref, [plugin.name for plugin in plugins])
+    usable = [plugin for plugin in claims if not plugin.problem]
+    if not usable:
+        raise _unusable(claims[0])
+    if len(usable) > 1:
+        raise PluginError(_conflict(kind, ref, usable))
+    return usable[0]
+
+
+def find_of_any_kind(ref: str, kind: Kind | None = None) -> Plugin:
+    """Return what `find_plugin` does, of whichever kind it is; a file's is taken for a head.
+
+    Raises:
+        UnknownPluginError: If no package provides it.
+        PluginError: If several do or if it cannot be used, as for `find_plugin`.
+    """
+    kinds: list[Kind] = [kind] if kind else ["head", "augmentation"]
+    if _LOCAL_REF.fullmatch(ref):
+        return find_plugin(kinds[0], ref)
+    name = ref.rpartition("/")[2]
+    having: list[Kind] = [
+        k for k in kinds if any(plugin.name == name for plugin in list_plugins(k))
+    ]
+    if len(having) > 1:
+        raise PluginError(
+            f"{ref!r} is a head and an augmentation. Say which: --kind head or --kind augmentation."
+        )
+    if not having and kind is None:
+        raise UnknownPluginError("plugin", ref, [plugin.name for plugin in list_plugins()])
+    return find_plugin((having or kinds)[0], ref)
 
 
 def parse_choice(text: str) -> PluginChoice:
@@ -128,7 +242,11 @@ def parse_choice(text: str) -> PluginChoice:
     Raises:
         OptionError: If OPTIONS is not the inside of a TOML inline table.
     """
-    ref, _, options = text.partition(":")
+    local = _LOCAL_REF.fullmatch(text)
+    if local:
+        ref, options = f"{local['file']}#{local['name']}", local["options"] or ""
+    else:
+        ref, _, options = text.partition(":")
     quoted = _BARE_WORD.sub(lambda match: match[1] or f'"{match[2]}"', options)
     try:
         return PluginChoice(ref.strip(), tomllib.loads(f"options = {{{quoted}}}")["options"])
@@ -147,68 +265,67 @@ def build(kind: Kind, choice: PluginChoice, *args: Any, **kwargs: Any) -> Any:
     Raises:
         UnknownPluginError: If no package provides it.
         PluginError: If it cannot be loaded, or fails for another reason than its options.
-        OptionError: If an option is unknown, of the wrong type or out of range.
+        OptionError: If an option is unknown, missing, of the wrong type or out of range.
     """
     plugin = find_plugin(kind, choice.ref)
     factory = plugin.load()
-    check_options(plugin, factory, choice.options, reserved=kwargs)
-    hints = _option_types(factory)
-    options = {name: _as_python(value, hints[name]) for name, value in choice.options.items()}
+    options = choice.options
+    if not callable(factory):
+        raise PluginError(
+            f"{plugin.described} is a {type(factory).__name__} at {plugin.target}, but must be a"
+            f" class or a function. {plugin.way_out}"
+        )
     try:
-        return factory(*args, **kwargs, **options)
+        check_options(plugin.name, factory, options, reserved=kwargs)
+        hints = option_types(factory)
+        given = {name: as_python(value, hints[name]) for name, value in options.items()}
+        return factory(*args, **kwargs, **given)
     except VggJaxError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
-            f"The {kind} {plugin.name!r} of {plugin.package} {plugin.version} failed:"
-            f" {type(error).__name__}: {error}."
+            f"{plugin.described} failed: {_cause(error)}. {plugin.way_out}"
         ) from error
 
 
-def check_options(
-    plugin: Plugin, factory: Any, options: Mapping[str, Any], reserved: Mapping[str, Any]
-) -> None:
-    """Raise `OptionError` unless each option is a keyword of `factory` and of its type."""
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(_callable(factory)).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in reserved
-    }
-    hints = _option_types(factory)
-    for name, value in options.items():
-        if name not in parameters:
-            raise OptionError(
-                f"{plugin.name}: no option named {name!r}.{did_you_mean(name, parameters)} "
-                f"Options: {', '.join(parameters) or 'none'}."
-            )
-        annotation = hints[name]
-        if not fits(value, annotation):
-            raise OptionError(
-                f"{plugin.name}: option {name!r} is {value!r}, but must be {spell(annotation)}."
-            )
+def _local_plugin(kind: Kind, file: str, name: str) -> Plugin:
+    path = Path(file).expanduser().absolute()
+    if not name.isidentifier():
+        raise PluginError(
+            f"{file}#{name} names no class: write the file, a # and the name of the {kind}'s class"
+            f" or function, as in {file}#MyClass."
+        )
+    digest = file_digest(path)
+    return Plugin(kind, name, str(path), digest[:12], f"{path}#{name}", sha256=digest)
 
 
-def _callable(factory: Any) -> Any:
-    """Return what takes the options; a class's own signature may be hidden by its metaclass."""
-    return factory.__init__ if inspect.isclass(factory) else factory
+def _unusable(plugin: Plugin) -> PluginError:
+    if plugin.contract != CONTRACT:
+        newer = plugin.contract > CONTRACT
+        outdated = "vgg-jax" if newer else plugin.package
+        return PluginError(
+            f"{plugin.described} cannot be used: {plugin.problem}. Update {outdated}, or use"
+            f" another {plugin.kind}."
+        )
+    return PluginError(
+        f"{plugin.described} cannot be used: {plugin.problem}. Add {plugin.package} to that"
+        " variable, or unset it to allow every installed package."
+    )
 
 
-def _option_types(factory: Any) -> Mapping[str, Any]:
-    """Return the annotated type of each parameter; Any where there is none."""
-    hints = typing.get_type_hints(_callable(factory))
-    return collections.defaultdict(lambda: Any, hints)
+def _conflict(kind: Kind, ref: str, claims: Sequence[Plugin]) -> str:
+    if len({canonical_package(plugin.package) for plugin in claims}) == 1:
+        targets = " and ".join(plugin.target for plugin in claims)
+        return (
+            f"The {kind} {ref!r} of {claims[0].package} {claims[0].version} is declared twice, at"
+            f" {targets}. Update or remove that package."
+        )
+    packages = " and ".join(f"{plugin.package} {plugin.version}" for plugin in claims)
+    choices = " or ".join(f"{plugin.package}/{plugin.name}" for plugin in claims)
+    return f"The {kind} {ref!r} is claimed by {packages}. Name one: {choices}."
 
 
-def _as_python(value: Any, annotation: Any) -> Any:
-    """Turn lists into tuples, which a frozen dataclass can hold, and 1 into 1.0 for a float."""
-    if isinstance(value, list):
-        return tuple(cast("list[Any]", value))
-    return float(value) if annotation is float else value
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(_toml_value, cast('list[Any]', value)))}]"
-    return str(value) if isinstance(value, (int, float)) else f'"{value}"'
+def _cause(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it ended the process (SystemExit: {error.code})"
+    return f"{type(error).__name__}: {error}"

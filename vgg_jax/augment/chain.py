@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax import plugins
-from vgg_jax.api import (
+from vgg_jax.augment.warp import FILLS, Fill, warp
+from vgg_jax.contract import (
     Augmentation,
     BatchAugmentation,
     GeometricAugmentation,
@@ -19,15 +20,6 @@ from vgg_jax.api import (
     PixelAugmentation,
     require,
 )
-from vgg_jax.augment.geometric import (
-    HeightShift,
-    HorizontalFlip,
-    Rotation,
-    Shear,
-    WidthShift,
-    Zoom,
-)
-from vgg_jax.augment.warp import FILLS, Fill, warp
 from vgg_jax.errors import PluginError
 
 _PLACES: dict[type[Augmentation], tuple[int, str]] = {
@@ -46,14 +38,15 @@ class Chain:
     of `jax.jit`.
 
     Attributes:
-        augmentations: As they are applied: host ones, then geometric and pixel ones.
+        augmentations: As they are applied: host ones, then geometric and pixel ones, then batch
+            ones.
         fill: What lies beyond a picture's edges: `nearest`, `constant`, `reflect` or `wrap`; see
             `vgg_jax.augment.warp.warp`.
         fill_value: The value there for `constant`, in [0, 1].
 
     Raises:
-        OptionError: If an item is no augmentation or a batch augmentation (not supported yet), the
-            order is another one, `fill` is unknown or `fill_value` is outside [0, 1].
+        OptionError: If an item is no augmentation, the order is another one, `fill` is unknown or
+            `fill_value` is outside [0, 1].
     """
 
     augmentations: Sequence[Augmentation] = ()
@@ -78,8 +71,13 @@ class Chain:
         """Whether `apply` changes pictures at all."""
         return len(self.host) < len(self.augmentations)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether there are batch augmentations, so that `mix` does anything."""
+        return any(isinstance(a, BatchAugmentation) for a in self.augmentations)
+
     def apply(self, keys: jax.Array, images: jax.Array) -> jax.Array:
-        """Augment each picture of a batch by itself; pure and jittable.
+        """Apply the geometric and pixel augmentations to each picture by itself; jittable.
 
         Args:
             keys: One random key for each example, `[B]`. Number i of the chain draws from
@@ -94,6 +92,34 @@ class Chain:
                 prescribes.
         """
         return jax.vmap(self._apply_to_one)(keys, images)
+
+    def mix(
+        self, key: jax.Array, images: jax.Array, targets: jax.Array, valid: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Apply the batch augmentations, after `apply`; pure and jittable.
+
+        Args:
+            key: A random key. Number i of the chain draws from `fold_in(key, i)`.
+            images: float32 `[B, H, W, 3]` in [0, 1].
+            targets: float32 `[B, K]`, the share of each class.
+            valid: bool `[B]`, false on padding rows.
+
+        Returns:
+            Images and targets of the same shapes and types.
+
+        Raises:
+            PluginError: If an augmentation returns anything else.
+        """
+        for place, augmentation in enumerate(self.augmentations):
+            if isinstance(augmentation, BatchAugmentation):
+                own_key = jax.random.fold_in(key, place)
+                mixed = augmentation.apply(own_key, images, targets, valid)
+                if not isinstance(mixed, tuple) or len(mixed) != 2:
+                    mixed = (mixed, mixed)  # which cannot be both
+                _check_array(augmentation, "apply", mixed[0], images.shape)
+                _check_array(augmentation, "apply", mixed[1], targets.shape)
+                images, targets = jnp.clip(mixed[0], 0, 1), mixed[1]
+        return images, targets
 
     def _apply_to_one(self, key: jax.Array, image: jax.Array) -> jax.Array:
         if image.dtype == jnp.uint8:
@@ -128,41 +154,30 @@ def build_chain(
         OptionError: If an option is unknown, of the wrong type or out of range, or the order of
             kinds is wrong.
     """
-    return Chain([a for choice in choices for a in _build(choice)], fill, fill_value)
+    return Chain([a for choice in choices for a in build_augmentations(choice)], fill, fill_value)
 
 
-def keras_preset() -> tuple[GeometricAugmentation, ...]:
-    """Augment as the well-known Keras recipe does.
+def build_augmentations(choice: plugins.PluginChoice) -> tuple[Augmentation, ...]:
+    """Build the augmentations that a plugin stands for: one, or those of a preset.
 
-    That is rotation 40, shifts 0.2, shear 0.2 (degrees), zoom 0.2 and horizontal flip, composed in
-    the order of Keras' `apply_transform`: rotation @ shift @ shear @ zoom, then the flip.
+    Raises:
+        VggJaxError: As for `build_chain`.
     """
-    return (
-        Rotation(degrees=40),
-        WidthShift(fraction=0.2),
-        HeightShift(fraction=0.2),
-        Shear(degrees=0.2),
-        Zoom(fraction=0.2),
-        HorizontalFlip(probability=0.5),
-    )
-
-
-def _build(choice: plugins.PluginChoice) -> tuple[Augmentation, ...]:
+    plugin = plugins.find_plugin("augmentation", choice.ref)
     built = plugins.build("augmentation", choice)
     found = tuple(built) if isinstance(built, (tuple, list)) else (built,)
     for item in found:
         if not isinstance(item, tuple(_PLACES)):
-            plugin = plugins.find_plugin("augmentation", choice.ref)
             raise PluginError(
-                f"The augmentation {plugin.name!r} of {plugin.package} {plugin.version} gives a "
-                f"{type(item).__name__}, but must give a host, geometric, pixel or batch "
-                "augmentation, or a tuple of them. Update or remove that package."
+                f"{plugin.described} gives a {type(item).__name__}, but must give a host,"
+                " geometric, pixel or batch augmentation, or a tuple of them."
+                f" {plugin.way_out}"
             )
     return found
 
 
 def _check_order(augmentations: Sequence[Augmentation]) -> None:
-    """Raise `OptionError` unless the kinds come in the order of DESIGN.md and can be applied."""
+    """Raise `OptionError` unless the kinds come in their order: host, per picture, batch."""
     for item in augmentations:
         if not isinstance(item, tuple(_PLACES)):
             raise OptionError(
@@ -176,12 +191,6 @@ def _check_order(augmentations: Sequence[Augmentation]) -> None:
                 f"The {kind_second} augmentation {type(second).__name__} comes after the "
                 f"{kind_first} augmentation {type(first).__name__}. The order of kinds is host, "
                 f"then geometric and pixel, then batch: put {type(second).__name__} first."
-            )
-    for item in augmentations:
-        if isinstance(item, BatchAugmentation):
-            raise OptionError(
-                f"{type(item).__name__} is a batch augmentation; these are not supported yet. "
-                "Leave it out."
             )
 
 

@@ -8,11 +8,16 @@ it smaller.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vgg_jax.api import GeometricAugmentation, require
+from vgg_jax.augment.checks import require_pair, require_probability
+from vgg_jax.contract import GeometricAugmentation, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +155,7 @@ class HorizontalFlip(GeometricAugmentation):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        _require_probability("horizontal-flip", self.probability)
+        require_probability("horizontal-flip", self.probability)
 
     def matrix(self, key: jax.Array, height: int, width: int) -> jax.Array:
         """Draw a `[3, 3]` mirroring of x, or the identity."""
@@ -172,11 +177,87 @@ class VerticalFlip(GeometricAugmentation):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        _require_probability("vertical-flip", self.probability)
+        require_probability("vertical-flip", self.probability)
 
     def matrix(self, key: jax.Array, height: int, width: int) -> jax.Array:
         """Draw a `[3, 3]` mirroring of y, or the identity."""
         return scaling_matrix(1.0, _sign(key, self.probability))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CropResize(GeometricAugmentation):
+    """Show a random part of the picture, enlarged to the whole size (torchvision's ranges).
+
+    Where torchvision tries again when a part does not fit, its longer side is cut here.
+
+    Attributes:
+        scale: Smallest and largest share of the picture's area that is shown, each in (0, 1].
+        ratio: Smallest and largest width over height of the part, each in (0, infinity); a picture
+            is a square by then, so that 1 keeps its proportions.
+
+    Raises:
+        OptionError: If `scale` or `ratio` is out of range.
+    """
+
+    neutral: ClassVar[Mapping[str, Any] | None] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        require_pair("crop-resize", "scale", self.scale, 0, 1)
+        require_pair("crop-resize", "ratio", self.ratio, 0, math.inf)
+
+    def matrix(self, key: jax.Array, height: int, width: int) -> jax.Array:
+        """Draw a `[3, 3]` scaling and translation."""
+        area, log_ratio, x, y = jax.random.uniform(key, (4,))
+        area = self.scale[0] + area * (self.scale[1] - self.scale[0])
+        low, high = map(math.log, self.ratio)
+        ratio = jnp.exp(low + log_ratio * (high - low))
+        part_width = jnp.minimum(jnp.sqrt(area * ratio), 1)
+        part_height = jnp.minimum(jnp.sqrt(area / ratio), 1)
+        left = (x - 0.5) * (1 - part_width) * width
+        top = (y - 0.5) * (1 - part_height) * height
+        return _matrix([[part_width, 0, left], [0, part_height, top], [0, 0, 1]])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Perspective(GeometricAugmentation):
+    """Look at the picture from aside, sometimes: its corners move inwards by random distances.
+
+    Attributes:
+        distortion: Largest distance, in [0, 1], as a share of half the picture's sides.
+        probability: How often, in [0, 1].
+
+    Raises:
+        OptionError: If an option is out of range.
+    """
+
+    distortion: float = 0.5
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        expected = "a number in [0, 1]"
+        require(0 <= self.distortion <= 1, "perspective", "distortion", self.distortion, expected)
+        require_probability("perspective", self.probability)
+
+    def matrix(self, key: jax.Array, height: int, width: int) -> jax.Array:
+        """Draw a `[3, 3]` projective map, or the identity."""
+        corner_key, often_key = jax.random.split(key)
+        # At most nearly half a side: where two corners met, the map would have no inverse.
+        inwards = jax.random.uniform(corner_key, (4, 2), maxval=0.495 * self.distortion)
+        corners = jnp.asarray(_CORNERS) + inwards * (1 - 2 * _CORNERS)
+        to_unit = _matrix([[1 / width, 0, 0.5], [0, 1 / height, 0.5], [0, 0, 1]])
+        from_unit = _matrix([[width, 0, -width / 2], [0, height, -height / 2], [0, 0, 1]])
+        highest = jax.lax.Precision.HIGHEST
+        unit = _from_quadrilateral(corners)
+        matrix = jnp.matmul(
+            jnp.matmul(from_unit, unit, precision=highest), to_unit, precision=highest
+        )
+        moved = jax.random.uniform(often_key) < self.probability
+        return jnp.where(moved & (self.distortion > 0), matrix, jnp.eye(3))
 
 
 def rotation_matrix(degrees: jax.typing.ArrayLike) -> jax.Array:
@@ -208,13 +289,32 @@ def _matrix(rows: list[list[jax.typing.ArrayLike]]) -> jax.Array:
     )
 
 
+_CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)  # of the unit square
+
+
+def _from_quadrilateral(corners: jax.Array) -> jax.Array:
+    """Return the `[3, 3]` map that takes four corners `[4, 2]` to those of the unit square.
+
+    The inverse of the square's map to a quadrilateral (Heckbert 1989, section 2.2.3), up to a
+    factor, which does not matter.
+    """
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = corners
+    dx1, dx2, sum_x = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
+    dy1, dy2, sum_y = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
+    determinant = dx1 * dy2 - dx2 * dy1
+    g = (sum_x * dy2 - dx2 * sum_y) / determinant
+    h = (dx1 * sum_y - sum_x * dy1) / determinant
+    first = jnp.stack([x1 - x0 + g * x1, y1 - y0 + g * y1, g])
+    second = jnp.stack([x3 - x0 + h * x3, y3 - y0 + h * y3, h])
+    third = jnp.stack([x0, y0, jnp.ones_like(x0)])
+    rows = (jnp.cross(second, third), jnp.cross(third, first), jnp.cross(first, second))
+    inverse = jnp.stack(rows)
+    return inverse / inverse[2, 2]
+
+
 def _symmetric(key: jax.Array, limit: float) -> jax.Array:
     return jax.random.uniform(key, (), minval=-limit, maxval=limit)
 
 
 def _sign(key: jax.Array, probability: float) -> jax.Array:
     return jnp.where(jax.random.uniform(key) < probability, -1.0, 1.0)
-
-
-def _require_probability(owner: str, probability: float) -> None:
-    require(0 <= probability <= 1, owner, "probability", probability, "a number in [0, 1]")

@@ -10,7 +10,8 @@ from typing import Annotated, cast
 
 import typer
 
-from vgg_jax.cli.console import EXIT_FAILED, exit_at_once_on_ctrl_c, say
+from vgg_jax.cli.augment_preview import augment_preview
+from vgg_jax.cli.console import EXIT_FAILED, exit_at_once_on_ctrl_c, say, show_tracebacks
 from vgg_jax.cli.convert_weights import convert_weights
 from vgg_jax.cli.evaluate import evaluate
 from vgg_jax.cli.export_weights import export_weights
@@ -33,6 +34,7 @@ app.command()(evaluate)
 app.command()(predict)
 app.command()(summary)
 app.command("export-weights")(export_weights)
+app.command("augment-preview")(augment_preview)
 app.add_typer(plugins, name="plugins")
 
 
@@ -48,12 +50,26 @@ def root(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where a failure came from; goes anywhere.")
+    ] = False,
 ) -> None:
     """Fine-tune VGG16 on your own images, on JAX and Flax.
 
     A first try, on pictures that the program draws itself: vgg-jax train
     """
     del version
+    if debug:
+        show_tracebacks()
+
+
+def _debug_first(arguments: list[str]) -> list[str]:
+    """Move --debug to where the parser wants it, wherever a user put it."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if "--debug" not in arguments[:end]:
+        return arguments
+    rest = [argument for argument in arguments[:end] if argument != "--debug"]
+    return ["--debug", *rest, *arguments[end:]]
 
 
 def main() -> None:
@@ -63,7 +79,7 @@ def main() -> None:
     stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
     try:
         try:
-            app()
+            app(_debug_first(sys.argv[1:]))
         finally:
             stdout.flush()  # here, where a failure can still be told
     except OSError as error:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -26,9 +27,24 @@ CheckpointOption = Annotated[
 WeightsOption = Annotated[
     str | None, typer.Option(help="Where the backbone is, if it was moved since the training.")
 ]
+LocalCodeOption = Annotated[
+    bool,
+    typer.Option("--allow-local-code", help="Run the code of a plugin file that RUN carries."),
+]
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Settings:
+    """What was asked for before the command."""
+
+    tracebacks = False
+
+
+def show_tracebacks() -> None:
+    """From here on an expected failure shows where it came from, too."""
+    _Settings.tracebacks = True
 
 
 @contextmanager
@@ -37,7 +53,10 @@ def user_errors() -> Generator[None]:
     try:
         yield
     except VggJaxError as error:
-        say(f"Error: {error}")
+        if _Settings.tracebacks:
+            traceback.print_exc()  # ends with the message
+        else:
+            say(f"Error: {error}")
         raise typer.Exit(EXIT_FAILED) from error
     except KeyboardInterrupt:
         _exit_interrupted()

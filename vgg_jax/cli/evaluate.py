@@ -9,6 +9,7 @@ import typer
 
 from vgg_jax.cli.console import (
     CheckpointOption,
+    LocalCodeOption,
     WeightsOption,
     console_progress,
     print_json,
@@ -28,6 +29,14 @@ def evaluate(
     ] = "test",
     checkpoint: CheckpointOption = "best",
     weights: WeightsOption = None,
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(help="Augmentation plugin, as for train: averages over --views versions."),
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option(help="Versions of each picture, with --augment. [default: 8]")
+    ] = None,
+    allow_local_code: LocalCodeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Evaluate a run: loss, accuracy, and how each class fares."""
@@ -42,6 +51,9 @@ def evaluate(
                 split=split,
                 checkpoint=checkpoint,
                 weights=weights,
+                augment=augment or (),
+                views=views,
+                allow_local_code=allow_local_code,
                 progress=progress,
             )
         finally:

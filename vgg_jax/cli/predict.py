@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import EXIT_FAILED, console_progress, print_json, say, user_errors
+from vgg_jax.cli.console import (
+    EXIT_FAILED,
+    LocalCodeOption,
+    console_progress,
+    print_json,
+    say,
+    user_errors,
+)
 from vgg_jax.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -44,6 +51,7 @@ def predict(
             " weights with top, such as imagenet-top."
         ),
     ] = None,
+    allow_local_code: LocalCodeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print path, class and all probabilities as CSV.")
@@ -62,6 +70,7 @@ def predict(
             _expand(pictures),
             checkpoint=checkpoint,
             weights=weights,
+            allow_local_code=allow_local_code,
             progress=console_progress(),
         )
         if as_json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vgg_jax.cli.console import print_json, print_table, user_errors
+from vgg_jax.cli.console import LocalCodeOption, print_json, print_table, user_errors
 from vgg_jax.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def summary(
         str | None,
         typer.Option(help="Where the run's backbone is, if it was moved since the training."),
     ] = None,
+    allow_local_code: LocalCodeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Show the layers: output shape, parameters, trained or frozen, multiply-adds of one image."""
@@ -33,7 +34,7 @@ def summary(
         from vgg_jax.workflows.summary import summarise, summarise_run
 
         result = (
-            summarise_run(run, weights)
+            summarise_run(run, weights, allow_local_code=allow_local_code)
             if run
             else summarise(config, num_classes=classes, width=width)
         )

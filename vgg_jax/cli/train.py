@@ -7,7 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from vgg_jax.cli.console import console_progress, interruptible, print_json, user_errors
+from vgg_jax.cli.console import (
+    LocalCodeOption,
+    console_progress,
+    interruptible,
+    print_json,
+    user_errors,
+)
 from vgg_jax.config import TrainConfig, merge_options
 
 _DATA = (
@@ -18,8 +24,14 @@ _WEIGHTS = (
     "Folder or name of converted weights, demo, or random:SEED. [default: imagenet; demo for the"
     " demo]"
 )
-_HEAD = "Head plugin, NAME[:OPTIONS]; see `vgg-jax plugins list`. [default: dense256]"
-_AUGMENT = "Augmentation plugin, NAME[:OPTIONS]; repeat for a chain. `keras` is the recipe's."
+_HEAD = (
+    "Head plugin, NAME[:OPTIONS] or FILE.py#CLASS[:OPTIONS]; see `vgg-jax plugins list`."
+    " [default: dense256]"
+)
+_AUGMENT = (
+    "Augmentation plugin, NAME[:OPTIONS] or FILE.py#CLASS[:OPTIONS]; repeat for a chain. `keras` is"
+    " the recipe's."
+)
 _RUN = "Folder of the run. [default: runs/DATA-HEAD-N]"
 
 
@@ -71,6 +83,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --run after its last epoch.")
     ] = False,
+    allow_local_code: LocalCodeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a classifier on your images."""
@@ -103,7 +116,11 @@ def train(
         interruptible()
         progress = console_progress()
         try:
-            result = resume_training(given, progress) if resume else run_training(checked, progress)
+            result = (
+                resume_training(given, progress, allow_local_code=allow_local_code)
+                if resume
+                else run_training(checked, progress)
+            )
         finally:
             progress.close()
         if as_json:

@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 import grain
 import numpy as np
 
-from vgg_jax.api import HostAugmentation
+from vgg_jax.contract import HostAugmentation
 from vgg_jax.data.decode import INTERPOLATIONS, Interpolation, decode_image, resize_image
 from vgg_jax.data.examples import Examples, content_hash
 from vgg_jax.errors import PluginError

@@ -13,9 +13,16 @@ import tomli_w
 
 from vgg_jax.config import ResolvedConfig, TrainConfig, read_toml
 from vgg_jax.errors import RunError
-from vgg_jax.plugins import find_plugin, parse_choice
+from vgg_jax.plugins import parse_choice
 from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.checkpoints import Checkpoints
+from vgg_jax.training.run_plugins import (
+    as_used,
+    as_written,
+    check_plugins,
+    copy_local_plugins,
+    record_plugins,
+)
 
 FORMAT_VERSION = 1
 BACKBONE_FOLDER = "backbone"  # of converted weights, in a run that carries its own
@@ -32,7 +39,8 @@ class RunRecord:
         weights_digest: Of its arrays; a backbone with another digest is refused.
         examples: Number of examples by split.
         packages: Versions of the packages in use when the run was made.
-        plugins: The plugins in use: kind, name, package, version.
+        plugins: The plugins in use: kind, name, package, version, contract, options; of one in a
+            file also the file's copy in the run and its SHA-256.
         converted_from: Name of the weight file that the run was converted from; None if it was
             trained here.
         format_version: Of the folder.
@@ -43,7 +51,7 @@ class RunRecord:
     weights_digest: str
     examples: dict[str, int]
     packages: dict[str, str]
-    plugins: list[dict[str, str]]
+    plugins: list[dict[str, Any]]
     converted_from: str | None = None
     format_version: int = FORMAT_VERSION
 
@@ -65,6 +73,7 @@ class RunFolder:
         self.refuse_existing()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            copy_local_plugins(config, self.path)
         except OSError as error:
             raise self._not_written(error) from error
         self.write_config(config)
@@ -86,21 +95,29 @@ class RunFolder:
 
     def write_config(self, config: ResolvedConfig) -> None:
         """Write the configuration, resolved, as TOML."""
-        self._write("config.toml", tomli_w.dumps(config.as_toml_values()))
+        self._write("config.toml", tomli_w.dumps(as_written(config).as_toml_values()))
 
     def write_record(self, record: RunRecord) -> None:
         """Write `run.json`."""
         self._write("run.json", json.dumps(dataclasses.asdict(record), indent=2) + "\n")
 
-    def read_config(self) -> ResolvedConfig:
-        """Read the configuration.
+    def read_config(
+        self, *, training: bool = False, allow_local_code: bool = False
+    ) -> ResolvedConfig:
+        """Read the configuration, and check that the plugins it names are here.
+
+        Args:
+            training: Whether the augmentations are needed too.
+            allow_local_code: Whether code of files that the run carries may be run.
 
         Raises:
-            RunError: If this is no run.
+            RunError: If this is no run, or its plugins cannot be used.
             ConfigError: If the file was changed to something that is no configuration.
         """
-        self.read_record()
-        return ResolvedConfig.from_values(read_toml(self.path / "config.toml"))
+        plugins = self.read_record().plugins
+        config = ResolvedConfig.from_values(read_toml(self.path / "config.toml"))
+        check_plugins(self.path, plugins, training=training, allow_local_code=allow_local_code)
+        return as_used(config, self.path, plugins)
 
     def read_record(self) -> RunRecord:
         """Read `run.json`.
@@ -198,19 +215,13 @@ def new_record(
     converted_from: str | None = None,
 ) -> RunRecord:
     """Build the record of a new run; adds the versions of packages and plugins."""
-    refs = [parse_choice(text).ref for text in config.augment]
-    plugins = [find_plugin("augmentation", ref) for ref in refs]
-    plugins.insert(0, find_plugin("head", parse_choice(config.head).ref))
     return RunRecord(
         class_names=class_names,
         weights=weights,
         weights_digest=weights_digest,
         examples=examples,
         packages={name: metadata.version(name) for name in _PACKAGES},
-        plugins=[
-            {"kind": p.kind, "name": p.name, "package": p.package, "version": p.version}
-            for p in plugins
-        ],
+        plugins=record_plugins(config),
         converted_from=converted_from,
     )
 
@@ -222,7 +233,7 @@ def claim_run_path(config: TrainConfig, parent: Path = Path("runs")) -> Path:
         RunError: If it cannot be made.
     """
     data = re.sub(r"[^\w.-]+", "-", Path(config.data).name or Path(config.data).resolve().name)
-    head = parse_choice(config.head).ref.rpartition("/")[2]
+    head = parse_choice(config.head).ref.rpartition("/")[2].rpartition("#")[2]
     n = 1
     while True:
         path = parent / f"{data.strip('-.') or 'data'}-{head}-{n}"

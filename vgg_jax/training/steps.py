@@ -19,14 +19,25 @@ from vgg_jax.training.losses import example_losses, probabilities
 Batch = Mapping[
     str, jax.Array
 ]  # images, labels, valid, content, as in `vgg_jax.data.pipeline.Batch`
-_AUGMENTATION, _DROPOUT = 1, 2  # keep the draws of one seed apart
+_AUGMENTATION, _DROPOUT, _MIXING = 1, 2, 3  # keep the draws of one seed apart
 
 
 class ImageTransform(Protocol):
     """What a chain of augmentations does on the device."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether `mix` does anything."""
+        ...
+
     def apply(self, keys: jax.Array, images: jax.Array) -> jax.Array:
         """Map images `[B, H, W, 3]`, one key each, to float32 ones in [0, 1]."""
+        ...
+
+    def mix(
+        self, key: jax.Array, images: jax.Array, targets: jax.Array, valid: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Map what `apply` gave, and targets `[B, K]`, to new ones."""
         ...
 
 
@@ -75,32 +86,43 @@ class Steps:
     def train(
         self, state: TrainState, totals: Totals, frozen: Parameters, batch: Batch, epoch: jax.Array
     ) -> tuple[TrainState, Totals]:
-        """Take one optimizer step on a batch; returns the new state and the running sums."""
-        images = batch["images"]
+        """Take one optimizer step on a batch; returns the new state and the running sums.
+
+        Of an example that was mixed, the class with the largest share counts as the right one.
+        """
+        images, targets, valid = batch["images"], batch["labels"], batch["valid"]
         if self.augment is not None:
             keys = example_keys(self.seed, epoch, batch["content"])
             images = self.augment.apply(keys, images)
+            if self.augment.mixes:
+                key = mixing_key(self.seed, state.step)
+                classes = self._num_classes({**state.trained, **frozen}, images)
+                targets = jax.nn.one_hot(targets, classes)
+                images, targets = self.augment.mix(key, images, targets, valid)
         key = jax.random.fold_in(_stream(self.seed, _DROPOUT), state.step)
         features = jax.lax.stop_gradient(
             self.functional.bind({**state.trained, **frozen}).prefix(images)
         )
-        valid = batch["valid"]
         count = jnp.maximum(valid.sum(), 1)
 
         def mean_loss(trained: Parameters) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             logits = self.functional.bind({**trained, **frozen}, key).suffix(features)
-            losses = example_losses(self.loss, logits, batch["labels"], self.label_smoothing)
+            losses = example_losses(self.loss, logits, targets, self.label_smoothing)
             loss_sum = jnp.where(valid, losses, 0).sum()
             return loss_sum / count, (loss_sum, logits)
 
         gradients, (loss_sum, logits) = jax.grad(mean_loss, has_aux=True)(state.trained)
         updates, optimizer = self.tx.update(gradients, state.optimizer, state.trained)
         trained = cast("Parameters", optax.apply_updates(state.trained, updates))
-        correct = (valid & (logits.argmax(-1) == batch["labels"])).sum()
+        wanted = targets.argmax(-1) if targets.ndim == 2 else targets
+        correct = (valid & (logits.argmax(-1) == wanted)).sum()
         totals = Totals(
             totals.loss + loss_sum, totals.correct + correct, totals.examples + valid.sum()
         )
         return TrainState(trained, optimizer, state.step + 1), totals
+
+    def _num_classes(self, parameters: Parameters, images: jax.Array) -> int:
+        return jax.eval_shape(lambda p, x: self.functional.bind(p)(x), parameters, images).shape[-1]
 
     @partial(jax.jit, static_argnums=0)
     def evaluate(
@@ -113,6 +135,11 @@ class Steps:
 
 def _stream(seed: int, number: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), number)
+
+
+def mixing_key(seed: int, step: jax.Array) -> jax.Array:
+    """Derive the random key of the batch augmentations of a step."""
+    return jax.random.fold_in(_stream(seed, _MIXING), step)
 
 
 def example_keys(seed: int, epoch: jax.Array, content: jax.Array) -> jax.Array:

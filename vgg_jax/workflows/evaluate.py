@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgg_jax.augment.chain import Chain, build_chain
+from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet, Split
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
-from vgg_jax.errors import DataError
+from vgg_jax.errors import ConfigError, DataError
+from vgg_jax.plugins import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Which
 from vgg_jax.training.loop import evaluate_batches
-from vgg_jax.training.losses import example_losses, probabilities
+from vgg_jax.training.losses import example_losses, probabilities, share_losses
 from vgg_jax.training.metrics import Evaluation, evaluation
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import Batch, data_mesh
+from vgg_jax.training.steps import Batch, data_mesh, example_keys
 from vgg_jax.workflows.feed import absolute_data, plain_batches
 from vgg_jax.workflows.load import load_classifier
+
+_DEFAULT_VIEWS = 8
 
 
 def evaluate(
@@ -30,9 +36,16 @@ def evaluate(
     split: Split = "test",
     checkpoint: Which = "best",
     weights: str | None = None,
+    augment: Sequence[str] = (),
+    views: int | None = None,
+    allow_local_code: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate the classifier of a run; every example counts once.
+
+    With `augment` the probabilities of several versions of each picture are averaged. The loss is
+    then that of the averages: the cross-entropy of the right class's, or for the binary losses the
+    mean binary cross-entropy over the classes.
 
     Args:
         run: The run's folder.
@@ -41,16 +54,23 @@ def evaluate(
         split: train, validation or test.
         checkpoint: `best` or `latest`.
         weights: Where the backbone is, if it is no longer where the run found it.
+        augment: Augmentation plugins, `REF[:OPTIONS]` each. Version k of a picture is the one that
+            a training with the run's seed would see in epoch k.
+        views: How many versions, 8 by default; needs `augment`.
+        allow_local_code: Whether a head in a file that the run carries may be run.
         progress: Receives what happens; silent by default.
 
     Raises:
+        ConfigError: If there are views but no augmentations, or augmentations that mix pictures.
         DataError: If there is no such split, or its classes are not the run's.
         RunError: If the folder is no run, has no checkpoint, or was damaged.
         WeightsError: If the backbone is gone or is another one.
     """
     progress = progress or Progress()
     folder = RunFolder(Path(run))
-    record, config = folder.read_record(), folder.read_config()
+    record = folder.read_record()
+    config = folder.read_config(allow_local_code=allow_local_code)
+    chain = _chain(augment, views, config)
     if data is None and record.converted_from:
         raise DataError(
             f"{run} was converted from {record.converted_from} and has no data of its own; name"
@@ -67,20 +87,63 @@ def evaluate(
     for note in dataset.notes:
         progress.note(note)
     numbers = _class_numbers(dataset, record.class_names)
-    classifier = load_classifier(run, checkpoint=checkpoint, weights=weights)
-    examples = dataset.splits[split]
-    progress.work_started(f"Evaluating on {split}", len(examples))
-
-    def evaluate_batch(batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits, labels = classifier.logits(batch["images"]), numbers[batch["labels"]]
-        return example_losses(config.loss, logits, labels), probabilities(config.loss, logits)
-
-    mesh = data_mesh()
-    losses, shares, labels = evaluate_batches(
-        evaluate_batch, plain_batches(config, examples, mesh.size), mesh, progress.work_done
+    classifier = load_classifier(
+        run, checkpoint=checkpoint, weights=weights, allow_local_code=allow_local_code
     )
+    examples = dataset.splits[split]
+    mesh = data_mesh()
+    if chain is None:
+        passes, what = 1, f"Evaluating on {split}"
+    else:
+        passes = _DEFAULT_VIEWS if views is None else views
+        what = f"Evaluating on {split}, {passes} views of each"
+    progress.work_started(what, passes * len(examples))
+
+    @jax.jit
+    def augmented(images: jax.Array, content: jax.Array, view: jax.Array) -> jax.Array:
+        return (chain or Chain()).apply(example_keys(config.seed, view, content), images)
+
+    def evaluate_view(view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        number = jnp.asarray(view, jnp.uint32)
+
+        def evaluate_batch(batch: Batch) -> tuple[jax.Array, jax.Array]:
+            images = batch["images"]
+            if chain is not None and chain.on_device:
+                images = augmented(images, batch["content"], number)
+            logits, labels = classifier.logits(images), numbers[batch["labels"]]
+            return example_losses(config.loss, logits, labels), probabilities(config.loss, logits)
+
+        host = chain.host if chain else ()
+        found = plain_batches(config, examples, mesh.size, host=host, host_seed=(config.seed, view))
+        return evaluate_batches(evaluate_batch, found, mesh, progress.work_done)
+
+    losses, shares, labels = evaluate_view(1)
+    labels = np.asarray(numbers)[labels]
+    if chain is not None:
+        others = [evaluate_view(view)[1] for view in range(2, passes + 1)]
+        shares = np.stack([shares, *others]).mean(0, dtype=np.float64)
+        losses = share_losses(config.loss, shares, labels)
     progress.close()
-    return evaluation(losses, shares, np.asarray(numbers)[labels], record.class_names)
+    return evaluation(losses, shares, labels, record.class_names)
+
+
+def _chain(augment: Sequence[str], views: int | None, config: ResolvedConfig) -> Chain | None:
+    if not augment:
+        if views is not None:
+            raise ConfigError(
+                f"--views {views} needs --augment: without it every view would be the same."
+            )
+        return None
+    if views is not None and views < 1:
+        raise ConfigError(f"--views is {views}, but must be 1 or more.")
+    choices = [parse_choice(text) for text in augment]
+    chain = build_chain(choices, fill=config.fill, fill_value=config.fill_value)
+    if chain.mixes:
+        raise ConfigError(
+            "An augmentation that mixes pictures cannot be evaluated with: a mixed picture has no"
+            f" class of its own. Leave it out of: {', '.join(augment)}."
+        )
+    return chain
 
 
 def _class_numbers(dataset: DataSet, class_names: tuple[str, ...]) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgg_jax.errors import ConfigError, WeightsError
+from vgg_jax.plugins import OWN_PACKAGE
 from vgg_jax.progress import Progress
 from vgg_jax.weights.checksums import file_sha256
 from vgg_jax.weights.export import Network, Target, check_file, describe_input, whole_file
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 _TOP_IMAGE_SIZE = 224  # the published top sees 7 x 7 places
-_EXPORTED_HEADS = ("dense256", "linear")
+_EXPORTED_HEADS = {"dense256": ("hidden", "logits"), "linear": ("logits",)}  # and their layers
 
 
 @dataclass(frozen=True)
@@ -150,24 +151,22 @@ def _read_weights(source: str | Path, progress: Progress | None) -> Network:
 def _read_run(run: Path, checkpoint: Which, weights: str | None) -> tuple[Network, int | None]:
     """Return the classifier of a run, and the epoch that its parameters are from."""
     from vgg_jax.layers import CONVOLUTIONS
-    from vgg_jax.model.heads import Dense256, Linear
+    from vgg_jax.training.run_folder import RunFolder
     from vgg_jax.workflows.load import load_classifier
 
-    classifier = load_classifier(run, checkpoint=checkpoint, weights=weights)
-    backbone, head = classifier.module.backbone, classifier.module.head
-    if type(head) is Dense256:
-        name, dense = "dense256", {"hidden": head.hidden, "logits": head.logits}
-    elif type(head) is Linear:
-        name, dense = "linear", {"logits": head.logits}
-    else:
+    plugin = next(p for p in RunFolder(run).read_record().plugins if p["kind"] == "head")
+    name = plugin["name"]
+    if plugin["package"] != OWN_PACKAGE or name not in _EXPORTED_HEADS:
         raise WeightsError(
-            f"The head {type(head).__name__} of {run} is not known to other programs. Runs with"
+            f"The head {name} of {run} is not known to other programs. Runs with"
             f" these heads can be exported: {', '.join(_EXPORTED_HEADS)}."
         )
+    classifier = load_classifier(run, checkpoint=checkpoint, weights=weights)
+    backbone, head = classifier.module.backbone, classifier.module.head
     network = Network(
         layers={layer: _pair(getattr(backbone, layer)) for layer in CONVOLUTIONS},
         head=name,
-        dense={layer: _pair(module) for layer, module in dense.items()},
+        dense={layer: _pair(getattr(head, layer)) for layer in _EXPORTED_HEADS[name]},
         mean=backbone.mean,
         scale=backbone.scale,
         image_size=classifier.image_size,

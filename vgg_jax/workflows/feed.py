@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vgg_jax.augment.chain import Chain
 from vgg_jax.config import DEMO, ResolvedConfig
+from vgg_jax.contract import HostAugmentation
 from vgg_jax.data.examples import DataSet, Examples
 from vgg_jax.data.pipeline import Batch, batches, epoch_order
 from vgg_jax.data.sources import open_data
@@ -59,13 +60,25 @@ def training_batches(
     )
 
 
-def plain_batches(config: ResolvedConfig, examples: Examples, devices: int) -> Iterator[Batch]:
-    """Return the batches of an evaluation: every example once, in order, nothing random."""
+def plain_batches(
+    config: ResolvedConfig,
+    examples: Examples,
+    devices: int,
+    *,
+    host: Sequence[HostAugmentation] = (),
+    host_seed: tuple[int, ...] | None = None,
+) -> Iterator[Batch]:
+    """Return the batches of an evaluation: every example once, in order.
+
+    Nothing is random in them but for `host`, augmentations seeded by `host_seed`.
+    """
     return batches(
         examples,
         batch_size=_batch_size(config, examples),
         image_size=config.image_size,
         interpolation=config.interpolation,
+        host=host,
+        host_seed=host_seed,
         pad_to=_padded(_batch_size(config, examples), devices),
     )
 

@@ -45,11 +45,15 @@ class OpenedBackbone:
         backbone: The network.
         weights: Absolute folder, `demo`, or `random:SEED[:WIDTH]`.
         digest: SHA-256 over its arrays.
+        folder: Of converted weights, or None.
+        has_top: Whether there are fc6, fc7 and fc8, too.
     """
 
     backbone: VGG16
     weights: str
     digest: str
+    folder: Path | None = None
+    has_top: bool = False
 
 
 def open_backbone(weights: str, progress: Progress | None = None) -> OpenedBackbone:
@@ -72,7 +76,8 @@ def open_backbone(weights: str, progress: Progress | None = None) -> OpenedBackb
     backbone = VGG16.from_layers(stored.layers, mean=stored.mean, scale=stored.scale)
     # The demo's weights can be had again by name; the digest tells whether they are the same.
     where = weights if weights == DEMO else str(folder.resolve())
-    return OpenedBackbone(backbone, where, stored.digest)
+    has_top = bool(stored.metadata.get("top"))
+    return OpenedBackbone(backbone, where, stored.digest, folder, has_top)
 
 
 def load_backbone(weights: str | Path) -> VGG16:
@@ -81,7 +86,11 @@ def load_backbone(weights: str | Path) -> VGG16:
 
 
 def load_classifier(
-    run: str | Path, *, checkpoint: Which = "best", weights: str | None = None
+    run: str | Path,
+    *,
+    checkpoint: Which = "best",
+    weights: str | None = None,
+    allow_local_code: bool = False,
 ) -> TrainedClassifier:
     """Load the classifier that a run trained.
 
@@ -89,13 +98,16 @@ def load_classifier(
         run: The run's folder.
         checkpoint: `best`, by validation accuracy, or `latest`.
         weights: Where the backbone is, if it is no longer where the run found it.
+        allow_local_code: Whether a head in a file that the run carries may be run.
 
     Raises:
-        RunError: If the folder is no run, has no checkpoint, or was damaged.
+        RunError: If the folder is no run, has no checkpoint, was damaged, or has a head that is not
+            installed or not allowed.
         WeightsError: If the backbone is gone or is another one.
     """
     folder = RunFolder(Path(run))
-    record, config = folder.read_record(), folder.read_config()
+    record = folder.read_record()
+    config = folder.read_config(allow_local_code=allow_local_code)
     epoch = folder.checkpoints.find(checkpoint)
     restored = folder.checkpoints.restore(epoch)
     folder.checkpoints.close()
@@ -160,21 +172,48 @@ def rebuild(
             f" digest is {opened.digest[:12]}…, not {record.weights_digest[:12]}…. Name the right"
             " folder with --weights."
         )
-    return build_functional(opened.backbone, config, len(record.class_names))
+    return build_functional(opened, config, len(record.class_names))
 
 
 def build_functional(
-    backbone: VGG16, config: ResolvedConfig, num_classes: int
+    opened: OpenedBackbone,
+    config: ResolvedConfig,
+    num_classes: int,
+    progress: Progress | None = None,
 ) -> tuple[Functional, Parameters]:
-    """Put the configured head on a backbone; returns pure functions and first parameters."""
+    """Put the configured head on a backbone.
+
+    Args:
+        opened: The backbone.
+        config: Of the training.
+        num_classes: Number of classes.
+        progress: Given before a training: a head that can then starts from the weights' top.
+            Without it the parameters are only a frame for those of a checkpoint.
+
+    Returns:
+        Pure functions, and the first parameters.
+
+    Raises:
+        PluginError: If the head breaks its contract.
+        OptionError: If it refuses an option, or the weights' top.
+    """
     classifier = build_classifier(
-        backbone,
+        opened.backbone,
         parse_choice(config.head),
         num_classes=num_classes,
         image_size=config.image_size,
         boundary=config.train_from,
         seed=config.seed,
     )
+    initialise = getattr(classifier.head, "initialise_from", None)
+    if initialise is not None and progress is not None:
+        if opened.has_top and opened.folder is not None:
+            initialise(load_weights(opened.folder, with_top=True).top)
+        else:
+            progress.note(
+                f"The weights {opened.weights} have no top for the head {config.head} to start"
+                " from; it starts from random numbers."
+            )
     return make_functional(classifier)
 
 

@@ -59,6 +59,7 @@ def predict(
     *,
     checkpoint: Which | None = None,
     weights: str | None = None,
+    allow_local_code: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Prediction]:
     """Yield the prediction for each picture, in order; a broken one has an `error`.
@@ -69,6 +70,7 @@ def predict(
         checkpoint: Of the run: `best`, the default, or `latest`.
         weights: Without a run, weights with top, such as `imagenet-top`. With a run, where its
             backbone is, if it is no longer where the run found it.
+        allow_local_code: Whether a head in a file that the run carries may be run.
         progress: Told of a download; silent by default.
 
     Raises:
@@ -83,17 +85,21 @@ def predict(
         raise DataError(
             "There are no pictures to predict; name pictures or folders that hold some."
         )
-    return _predict(_load(run, checkpoint, weights, progress), first, pictures)
+    if run is None:
+        classifier = _load_top(checkpoint, weights, progress)
+    else:
+        classifier = load_classifier(
+            run,
+            checkpoint=checkpoint or "best",
+            weights=weights,
+            allow_local_code=allow_local_code,
+        )
+    return _predict(classifier, first, pictures)
 
 
-def _load(
-    run: str | Path | None,
-    checkpoint: Which | None,
-    weights: str | None,
-    progress: Progress | None,
+def _load_top(
+    checkpoint: Which | None, weights: str | None, progress: Progress | None
 ) -> TrainedClassifier:
-    if run is not None:
-        return load_classifier(run, checkpoint=checkpoint or "best", weights=weights)
     if weights is None:
         raise ConfigError("Without a run, name weights with top, such as imagenet-top.")
     if checkpoint is not None:

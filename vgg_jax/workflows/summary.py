@@ -59,15 +59,18 @@ class Summary:
         return dataclasses.asdict(self)
 
 
-def summarise_run(run: str | Path, weights: str | None = None) -> Summary:
-    """Summarise the classifier of a run.
+def summarise_run(
+    run: str | Path, weights: str | None = None, *, allow_local_code: bool = False
+) -> Summary:
+    """Summarise the classifier of a run; options as for `load_classifier`.
 
     Raises:
         RunError: If the folder is no run.
         WeightsError: If the backbone is gone.
     """
     folder = RunFolder(Path(run))
-    record, config = folder.read_record(), folder.read_config()
+    record = folder.read_record()
+    config = folder.read_config(allow_local_code=allow_local_code)
     width = open_backbone(weights or folder.own_backbone or record.weights).backbone.width
     return summarise(config, num_classes=len(record.class_names), width=width)
 

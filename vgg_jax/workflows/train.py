@@ -23,6 +23,7 @@ from vgg_jax.training.loop import Feed, fit
 from vgg_jax.training.metrics import Evaluation
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.run_folder import RunFolder, claim_run_path, new_record
+from vgg_jax.training.run_plugins import local_plugins
 from vgg_jax.training.steps import Steps, TrainState, data_mesh, replicate
 from vgg_jax.workflows.evaluate import evaluate
 from vgg_jax.workflows.feed import (
@@ -72,12 +73,19 @@ class Run:
         }
 
 
-def train(*, resume: bool = False, progress: Progress | None = None, **options: Any) -> Run:
+def train(
+    *,
+    resume: bool = False,
+    allow_local_code: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Run:
     """Train a classifier.
 
     Args:
         resume: Go on with the run in the folder `run`; other options then only confirm what the run
             has, but `epochs` may be another number.
+        allow_local_code: Whether plugins in files that a run carries may be run on `resume`.
         progress: Receives what happens; silent by default.
         **options: The fields of `vgg_jax.config.TrainConfig`, all optional.
 
@@ -85,7 +93,7 @@ def train(*, resume: bool = False, progress: Progress | None = None, **options: 
         VggJaxError: If an option, the data, the weights or the run folder cannot be used.
     """
     if resume:
-        return resume_training(options, progress or Progress())
+        return resume_training(options, progress or Progress(), allow_local_code=allow_local_code)
     return run_training(TrainConfig.from_values(options), progress or Progress())
 
 
@@ -94,10 +102,12 @@ def run_training(config: TrainConfig, progress: Progress) -> Run:
     resolved = config.resolved()
     if resolved.run:
         RunFolder(Path(resolved.run).expanduser()).refuse_existing()
+    for plugin in local_plugins(resolved):
+        progress.note(f"Running the code of the {plugin.kind} {plugin.name} in {plugin.package}.")
     chain = _build_chain(resolved)
     data = open_training_data(resolved, progress)
     opened = open_backbone(resolved.weights, progress)
-    functional, parameters = build_functional(opened.backbone, resolved, len(data.class_names))
+    functional, parameters = build_functional(opened, resolved, len(data.class_names), progress)
     resolved = dataclasses.replace(
         resolved, data=absolute_data(resolved.data), weights=opened.weights, run=None
     )
@@ -115,7 +125,9 @@ def run_training(config: TrainConfig, progress: Progress) -> Run:
     return Run(run.path, run.read_metrics())
 
 
-def resume_training(options: Mapping[str, Any], progress: Progress) -> Run:
+def resume_training(
+    options: Mapping[str, Any], progress: Progress, *, allow_local_code: bool = False
+) -> Run:
     """Go on with a run after its last completed epoch; errors as for `train`.
 
     Raises:
@@ -124,7 +136,9 @@ def resume_training(options: Mapping[str, Any], progress: Progress) -> Run:
     if not options.get("run"):
         raise ConfigError("--resume needs --run, the folder of the run to go on with.")
     run = RunFolder(Path(options["run"]))
-    record, config = run.read_record(), _with_options(run.read_config(), options)
+    record = run.read_record()
+    config = run.read_config(training=True, allow_local_code=allow_local_code)
+    config = _with_options(config, options)
     if record.converted_from:
         raise ConfigError(
             f"{run.path} was converted from {record.converted_from}, not trained here, so there is"

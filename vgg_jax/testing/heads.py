@@ -1,0 +1,195 @@
+"""Rules for heads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from vgg_jax.model.classifier import Classifier, Functional, Parameters, make_functional
+from vgg_jax.model.vgg16 import VGG16
+from vgg_jax.testing.options import look_at_options
+from vgg_jax.testing.report import Examination, Report
+
+_SHAPES = ((1, 1, 8), (2, 3, 8))
+_CLASSES, _ROWS = 3, 4
+_TOLERANCE = 1e-5
+_PREFIX = "head/"
+
+
+def check_head(head: Any, **options: Any) -> None:
+    """Check a head against the contract.
+
+    Args:
+        head: Its class or function.
+        **options: To build it with.
+
+    Raises:
+        PluginContractError: If it breaks rules; the text names each.
+    """
+    examine_head(head, **options).raise_for_failures()
+
+
+def examine_head(factory: Any, **options: Any) -> Report:
+    """Do what `check_head` does, and return what was found instead of raising."""
+    examination = Examination()
+    for shape in _SHAPES:
+        _look_at(examination, factory, shape, options)
+    if not examination.failed("can-be-built"):
+
+        def build(**given: Any) -> Any:
+            return _build(factory, _SHAPES[0], {**options, **given})
+
+        look_at_options(examination, factory, ("rngs",), 2, build)
+    return examination.report(getattr(factory, "__name__", repr(factory)))
+
+
+def _build(
+    factory: Any, shape: tuple[int, int, int], options: dict[str, Any], seed: int = 0
+) -> nnx.Module:
+    module = factory(shape, _CLASSES, rngs=nnx.Rngs(seed), **options)
+    if not isinstance(module, nnx.Module):
+        raise TypeError(f"it builds a {type(module).__name__}, not a flax.nnx.Module")
+    return module
+
+
+def _look_at(
+    examination: Examination, factory: Any, shape: tuple[int, int, int], options: dict[str, Any]
+) -> None:
+    backbone = VGG16.random(1 / 16, seed=0)
+    built: list[tuple[Functional, Parameters]] = []
+
+    def functional(seed: int = 0) -> tuple[Functional, Parameters]:
+        head = _build(factory, shape, options, seed)
+        found, parameters = make_functional(Classifier(backbone, head, "head"))
+        return found, {p: value for p, value in parameters.items() if p.startswith(_PREFIX)}
+
+    def can_be_built() -> str | None:
+        built.append(functional())
+        return None
+
+    examination.look("can-be-built", can_be_built)
+    if examination.failed("can-be-built"):
+        return
+    graph, parameters = built[0]
+    rest = make_functional(Classifier(backbone, _build(factory, shape, options), "head"))[1]
+    features = jnp.asarray(np.random.default_rng(1).uniform(0, 2, (_ROWS, *shape)), jnp.float32)
+
+    def logits(values: Parameters, x: jax.Array = features, key: Any = None) -> jax.Array:
+        return graph.bind({**rest, **values}, key).suffix(x)
+
+    examination.look(
+        "randomness-only-in-training",
+        lambda: _differs(logits(parameters), logits(parameters), 0.0),
+    )
+    if examination.failed("randomness-only-in-training"):
+        return
+    examination.look("logits-of-each-picture", lambda: _logits_fault(logits, parameters, features))
+    if examination.failed("logits-of-each-picture"):
+        return
+    key = jax.random.key(5)
+    # Where there is one place only, a choice between places has no gradient.
+    everywhere = shape[:2] != (1, 1)
+    examination.look("finite-gradient", lambda: _gradient_fault(logits, parameters, everywhere))
+    examination.look(
+        "jit-equals-eager", lambda: _differs(jax.jit(logits)(parameters), logits(parameters))
+    )
+    examination.look(
+        "same-key-same-output",
+        lambda: _differs(logits(parameters, features, key), logits(parameters, features, key), 0.0),
+    )
+    examination.look("no-recompilation", lambda: _recompilation_fault(logits, parameters))
+    examination.look("seeded-parameters", lambda: _seed_fault(functional, parameters))
+    examination.look("stable-parameter-names", lambda: _names_fault(functional, parameters))
+    examination.look("checkpoint-round-trip", lambda: _round_trip_fault(logits, parameters))
+
+
+def _logits_fault(
+    logits: Callable[..., jax.Array], parameters: Parameters, features: jax.Array
+) -> str | None:
+    found = logits(parameters)
+    if found.shape != (_ROWS, _CLASSES) or found.dtype != jnp.float32:
+        return f"{found.dtype} {found.shape}, not float32 {(_ROWS, _CLASSES)}"
+    for training in (None, jax.random.key(3)):
+        together = logits(parameters, features, training)
+        others = features.at[1:].multiply(3)  # the first row alone stays
+        apart = logits(parameters, others, training)
+        seen = _differs(apart[0], together[0])
+        if seen:
+            return f"other pictures in the batch change the logits of the first: {seen}"
+    return None
+
+
+def _gradient_fault(
+    logits: Callable[..., jax.Array], parameters: Parameters, everywhere: bool
+) -> str | None:
+    def loss(values: Parameters) -> jax.Array:
+        labels = jnp.arange(_ROWS) % _CLASSES
+        return optax.softmax_cross_entropy_with_integer_labels(logits(values), labels).mean()
+
+    gradients = jax.grad(loss)(parameters)
+    broken = [path for path, value in gradients.items() if not bool(jnp.isfinite(value).all())]
+    if broken:
+        return f"not finite for {', '.join(broken)}"
+    idle = [path for path, value in gradients.items() if not bool(value.any())]
+    return f"zero everywhere for {', '.join(idle)}" if idle and everywhere else None
+
+
+def _recompilation_fault(logits: Callable[..., jax.Array], parameters: Parameters) -> str | None:
+    traced = 0
+
+    def traced_logits(values: Parameters, key: jax.Array) -> jax.Array:
+        nonlocal traced
+        traced += 1
+        return logits(values, key=key)
+
+    compiled = jax.jit(traced_logits)
+    for seed in range(3):
+        compiled(parameters, jax.random.key(seed))
+    return None if traced == 1 else f"three calls traced it {traced} times"
+
+
+def _seed_fault(
+    functional: Callable[[int], tuple[Functional, Parameters]], parameters: Parameters
+) -> str | None:
+    same, other = functional(0)[1], functional(1)[1]
+    changed = [p for p in parameters if not np.array_equal(parameters[p], same[p])]
+    if changed:
+        return f"the same rngs draw other values of {', '.join(changed)}"
+    alike = all(np.array_equal(parameters[p], other[p]) for p in parameters)
+    return "other rngs draw the same values" if alike and parameters else None
+
+
+def _names_fault(
+    functional: Callable[[int], tuple[Functional, Parameters]], parameters: Parameters
+) -> str | None:
+    again = functional(0)[1]
+    first = {path: value.shape for path, value in parameters.items()}
+    second = {path: value.shape for path, value in again.items()}
+    different = sorted(set(first.items()) ^ set(second.items()))
+    return f"they differ in {', '.join(path for path, _ in different)}" if different else None
+
+
+def _round_trip_fault(logits: Callable[..., jax.Array], parameters: Parameters) -> str | None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "parameters"
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, {p: np.asarray(value) for p, value in parameters.items()})
+            checkpointer.wait_until_finished()
+            restored = checkpointer.restore(path)
+    return _differs(
+        logits({p: jnp.asarray(value) for p, value in restored.items()}), logits(parameters), 0.0
+    )
+
+
+def _differs(found: Any, wanted: Any, tolerance: float = _TOLERANCE) -> str | None:
+    largest = float(jnp.abs(jnp.asarray(found) - jnp.asarray(wanted)).max())
+    return None if largest <= tolerance else f"they differ by {largest:.2g}"

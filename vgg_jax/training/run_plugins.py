@@ -1,0 +1,178 @@
+"""The plugins of a run: what `run.json` says of them, and whether they are here when it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vgg_jax.config import TrainConfig
+from vgg_jax.errors import PluginError, RunError
+from vgg_jax.plugins import (
+    OWN_PACKAGE,
+    Kind,
+    Plugin,
+    PluginChoice,
+    canonical_package,
+    find_plugin,
+    list_plugins,
+    parse_choice,
+)
+
+FOLDER = "plugins"  # of copied files, in the run
+
+_Config = TypeVar("_Config", bound=TrainConfig)
+Records = Iterable[Mapping[str, Any]]
+
+
+def record_plugins(config: TrainConfig) -> list[dict[str, Any]]:
+    """Describe the head and the augmentations of a configuration, as `run.json` holds them."""
+    return [
+        {
+            "kind": plugin.kind,
+            "name": plugin.name,
+            "package": plugin.package,
+            "version": plugin.version,
+            "contract": plugin.contract,
+            "options": dict(choice.options),
+        }
+        | ({"file": _copied(plugin), "sha256": plugin.sha256} if plugin.is_local else {})
+        for plugin, choice in _plugins(config)
+    ]
+
+
+def local_plugins(config: TrainConfig) -> list[Plugin]:
+    """Return those plugins of a configuration that no package holds."""
+    return [plugin for plugin, _ in _plugins(config) if plugin.is_local]
+
+
+def copy_local_plugins(config: TrainConfig, run: Path) -> None:
+    """Copy the files of plugins that no package holds into the run; OSError if that fails."""
+    for plugin in local_plugins(config):
+        target = run / _copied(plugin)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(plugin.package, target)
+
+
+def as_written(config: _Config) -> _Config:
+    """Return a configuration that names copied files by their place in the run."""
+
+    def change(kind: Kind, choice: PluginChoice) -> str:
+        plugin = find_plugin(kind, choice.ref) if "#" in choice.ref else None
+        return f"{_copied(plugin)}#{plugin.name}" if plugin else choice.ref
+
+    return _with_refs(config, change)
+
+
+def as_used(config: _Config, run: Path, records: Records) -> _Config:
+    """Return a run's configuration whose names stand for the plugins that the run had.
+
+    Files are the run's own copies; a name that other packages claim by now has its package before
+    it.
+    """
+
+    def change(kind: Kind, choice: PluginChoice) -> str:
+        if "#" in choice.ref:
+            return str(run.absolute() / choice.ref)
+        claims = [plugin for plugin in list_plugins(kind) if plugin.name == choice.ref]
+        packages = [r["package"] for r in records if (r["kind"], r["name"]) == (kind, choice.ref)]
+        return f"{packages[0]}/{choice.ref}" if len(claims) > 1 and packages else choice.ref
+
+    return _with_refs(config, change)
+
+
+def check_plugins(
+    run: Path, records: Records, *, training: bool, allow_local_code: bool = False
+) -> None:
+    """Check that the plugins of a run are here, and that its own code may be run.
+
+    Args:
+        run: The run's folder.
+        records: Its plugins, as `record_plugins` described them.
+        training: Whether the augmentations are needed too.
+        allow_local_code: Whether to run code of files that the run carries.
+
+    Raises:
+        RunError: If a plugin is missing, is of another major version, was changed, or is code that
+            was not allowed; it says what to do.
+    """
+    for record in records:
+        if record["kind"] == "augmentation" and not training:
+            continue
+        if "file" in record:
+            _check_file(run, record, allow_local_code)
+        else:
+            _check_installed(run, record)
+
+
+def _check_file(run: Path, record: Mapping[str, Any], allow_local_code: bool) -> None:
+    file = run / record["file"]
+    if not allow_local_code:
+        raise RunError(
+            f"The {record['kind']} {record['name']!r} of {run} is code in {file}, which would be"
+            " run. If you trust whoever made this run, allow it: --allow-local-code (in Python:"
+            " allow_local_code=True)."
+        )
+    try:
+        plugin = find_plugin(record["kind"], f"{file}#{record['name']}")
+    except PluginError as error:
+        raise RunError(f"{run} is damaged: {error}") from error
+    if plugin.sha256 != record["sha256"]:
+        raise RunError(
+            f"{file} was changed since the training: its SHA-256 begins with {plugin.version}, not"
+            f" {record['sha256'][:12]}. Put the original back."
+        )
+
+
+def _check_installed(run: Path, record: Mapping[str, Any]) -> None:
+    kind, name, package, version = (record[key] for key in ("kind", "name", "package", "version"))
+    here = [
+        plugin
+        for plugin in list_plugins(kind)
+        if plugin.name == name and canonical_package(plugin.package) == canonical_package(package)
+    ]
+    if not here:
+        raise RunError(
+            f"{run} was trained with the {kind} {name!r} of {package} {version}, which is not"
+            f" installed.\nInstall it: pip install {package}=={version}"
+        )
+    # Of the project's own plugins the format version of the run tells.
+    if _major(here[0].version) != _major(version) and package != OWN_PACKAGE:
+        raise RunError(
+            f"{run} was trained with the {kind} {name!r} of {package} {version}; {here[0].version},"
+            f" another major version, is installed.\nInstall the one it had: pip install"
+            f" {package}=={version}"
+        )
+
+
+def _major(version: str) -> str:
+    return version.partition(".")[0]
+
+
+def _plugins(config: TrainConfig) -> list[tuple[Plugin, PluginChoice]]:
+    choices = [parse_choice(text) for text in config.augment]
+    found = [(find_plugin("augmentation", choice.ref), choice) for choice in choices]
+    head = parse_choice(config.head)
+    return [(find_plugin("head", head.ref), head), *found]
+
+
+def _copied(plugin: Plugin) -> str:
+    """Return where in a run the copy of a plugin's file is."""
+    return f"{FOLDER}/{plugin.sha256[:12]}/{Path(plugin.package).name}"
+
+
+def _with_refs(config: _Config, change: Any) -> _Config:
+    def changed(kind: Kind, text: str) -> str:
+        choice = parse_choice(text)
+        ref = change(kind, choice)
+        # What stays the same stays as it was typed.
+        return text if ref == choice.ref else str(dataclasses.replace(choice, ref=ref))
+
+    return dataclasses.replace(
+        config,
+        head=changed("head", config.head),
+        augment=tuple(changed("augmentation", text) for text in config.augment),
+    )
