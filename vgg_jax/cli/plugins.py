@@ -12,6 +12,7 @@ import typer
 
 from vgg_jax.cli.console import print_json, print_table, say, user_errors
 from vgg_jax.cli.plugin_check import check
+from vgg_jax.cli.plugin_new import new
 from vgg_jax.errors import ConfigError
 from vgg_jax.plugins import OWN_PACKAGE, Plugin, list_plugins, package_summaries
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 plugins = typer.Typer(no_args_is_help=True, help="Heads and augmentations, ours and others'.")
 plugins.command("check")(check)
+plugins.command("new")(new)
 
 KindOption = Annotated[Literal["head", "augmentation"] | None, typer.Option(help="Only this kind.")]
 
