@@ -363,10 +363,16 @@ def test_a_plugin_that_gives_no_augmentation_is_named(monkeypatch, returned):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (Returns(lambda image: image[:-1]), r"Returns.apply returned float32 \[11, 17, 3\], but"),
+        (
+            Returns(lambda image: image[:-1]),
+            r"apply of test_augment_chain.Returns returned float32 \[11, 17, 3\], but",
+        ),
         (Returns(lambda image: image.astype(jnp.bfloat16)), r"returned bfloat16 \[12, 17, 3\]"),
         (Returns(lambda image: None), r"returned NoneType \[\], but must return float32 \[12, 17"),
-        (Fixed(rows=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))), r"Fixed.matrix returned float32 \[2, 3\]"),
+        (
+            Fixed(rows=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))),
+            r"matrix of test_augment_chain.Fixed returned float32 \[2, 3\]",
+        ),
     ],
 )
 def test_an_augmentation_that_breaks_its_contract_is_named(bad, message, pictures):

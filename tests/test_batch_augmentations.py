@@ -108,7 +108,10 @@ def test_every_step_draws_anew_and_compiles_once():
 
 @pytest.mark.parametrize("result", ["images", "shape", "one"])
 def test_what_is_no_batch_is_refused(result):
-    with pytest.raises(PluginError, match=r"Wrong.apply returned .* but must return float32"):
+    with pytest.raises(
+        PluginError,
+        match=r"apply of test_batch_augmentations.Wrong returned .* but must return float32",
+    ):
         step_with(Chain((Wrong(result=result),)), make_batch(4, 4))
 
 

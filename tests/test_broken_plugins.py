@@ -350,3 +350,26 @@ def test_commands_show_what_is_broken(ward):
     failed = {rule["name"] for rule in report["rules"] if rule["status"] == "failed"}
     assert {"quick-import", "does-not-exit", "can-be-built"} <= failed
     assert not report["passed"]
+
+
+@pytest.mark.parametrize(
+    ("base", "method"),
+    [
+        ("PixelAugmentation", "apply(self, key, image)"),
+        ("GeometricAugmentation", "matrix(self, key, height, width)"),
+        ("HostAugmentation", "apply(self, rng, image)"),
+        ("BatchAugmentation", "apply(self, key, images, targets, valid)"),
+    ],
+)
+def test_an_augmentation_that_fails_in_training_is_named_with_its_package(
+    base, method, installed, options, tmp_path
+):
+    module = f"fails_{base.lower()}"
+    source = other(base, f"def {method}:\n    raise ZeroDivisionError('no luck')")
+    (tmp_path / f"{module}.py").write_text(source)
+    installed("ill-luck", "0.3", {"unlucky": f"{module}:Broken"}, group="vgg_jax.augmentations")
+    chosen = {**options, "augment": ("unlucky",)}
+    with pytest.raises(
+        PluginError, match=r"'unlucky' of ill-luck 0.3 .*ZeroDivisionError: no luck"
+    ):
+        train(**chosen, run=str(tmp_path / "run"))

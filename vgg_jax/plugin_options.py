@@ -11,7 +11,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
-from vgg_jax.errors import OptionError, did_you_mean
+from vgg_jax.errors import OptionError, PluginError, did_you_mean
 from vgg_jax.options import fits, spell
 
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields|Note|Example)s?:\s*$")
@@ -95,8 +95,19 @@ def check_options(
 
 
 def option_types(factory: Any) -> Mapping[str, Any]:
-    """Return the annotated type of each parameter; Any where there is none."""
-    return collections.defaultdict(lambda: Any, typing.get_type_hints(_callable(factory)))
+    """Return the annotated type of each parameter; Any where there is none.
+
+    Raises:
+        PluginError: If an annotation cannot be resolved.
+    """
+    try:
+        hints = typing.get_type_hints(_callable(factory))
+    except (NameError, TypeError, AttributeError) as error:
+        raise PluginError(
+            f"The options of {getattr(factory, '__name__', factory)!r} cannot be read: {error}."
+            " Their types must be importable where it is defined."
+        ) from error
+    return collections.defaultdict(lambda: Any, hints)
 
 
 def as_python(value: Any, annotation: Any) -> Any:

@@ -236,6 +236,16 @@ def find_of_any_kind(ref: str, kind: Kind | None = None) -> Plugin:
     return find_plugin((having or kinds)[0], ref)
 
 
+def origin_of(thing: object) -> str:
+    """Say which plugin an object was built by, for messages: by its class, or where that is."""
+    kind = type(thing)
+    target = f"{kind.__module__}:{kind.__qualname__}"
+    for plugin in list_plugins():
+        if plugin.target == target:
+            return f"{plugin.kind} {plugin.name!r} of {plugin.package} {plugin.version} ({target})"
+    return target.replace(":", ".")
+
+
 def parse_choice(text: str) -> PluginChoice:
     """Parse `REF[:OPTIONS]`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -113,8 +114,8 @@ class Chain:
         for place, augmentation in enumerate(self.augmentations):
             if isinstance(augmentation, BatchAugmentation):
                 own_key = jax.random.fold_in(key, place)
-                mixed = augmentation.apply(own_key, images, targets, valid)
-                if not isinstance(mixed, tuple) or len(mixed) != 2:
+                mixed: Any = _call(augmentation, "apply", own_key, images, targets, valid)
+                if not isinstance(mixed, tuple) or len(cast(Sequence[Any], mixed)) != 2:
                     mixed = (mixed, mixed)  # which cannot be both
                 _check_array(augmentation, "apply", mixed[0], images.shape)
                 _check_array(augmentation, "apply", mixed[1], targets.shape)
@@ -129,12 +130,12 @@ class Chain:
         for place, augmentation in enumerate(self.augmentations):
             own_key = jax.random.fold_in(key, place)
             if isinstance(augmentation, GeometricAugmentation):
-                own_matrix = augmentation.matrix(own_key, height, width)
+                own_matrix = _call(augmentation, "matrix", own_key, height, width)
                 _check_array(augmentation, "matrix", own_matrix, (3, 3))
                 matrix = own_matrix if matrix is None else _product(matrix, own_matrix)
             elif isinstance(augmentation, PixelAugmentation):
                 image, matrix = self._warp(image, matrix), None
-                image = augmentation.apply(own_key, image)
+                image = _call(augmentation, "apply", own_key, image)
                 _check_array(augmentation, "apply", image, (height, width, 3))
         # Bilinear weights may add up to a rounding error over one.
         return jnp.clip(self._warp(image, matrix), 0, 1)
@@ -203,14 +204,25 @@ def _product(first: jax.Array, second: jax.Array) -> jax.Array:
     return jnp.matmul(first, second, precision=jax.lax.Precision.HIGHEST)
 
 
+def _call(augmentation: Augmentation, method: str, *arguments: Any) -> Any:
+    """Call a method of an augmentation; what it raises becomes a `PluginError`."""
+    try:
+        return getattr(augmentation, method)(*arguments)
+    except Exception as error:
+        raise PluginError(
+            f"The method {method} of {plugins.origin_of(augmentation)} failed:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+
+
 def _check_array(
     augmentation: Augmentation, method: str, result: object, shape: tuple[int, ...]
 ) -> None:
     """Raise `PluginError` unless a method returned what its kind prescribes."""
     given = (getattr(result, "dtype", type(result).__name__), getattr(result, "shape", ()))
     if given != (jnp.float32, shape):
-        name = f"{type(augmentation).__module__}.{type(augmentation).__qualname__}"
+        name = plugins.origin_of(augmentation)
         raise PluginError(
-            f"{name}.{method} returned {given[0]} {list(given[1])}, "
+            f"The method {method} of {name} returned {given[0]} {list(given[1])}, "
             f"but must return float32 {list(shape)}. Update or remove the package that provides it."
         )

@@ -17,6 +17,7 @@ from vgg_jax.contract import HostAugmentation
 from vgg_jax.data.decode import INTERPOLATIONS, Interpolation, decode_image, resize_image
 from vgg_jax.data.examples import Examples, content_hash
 from vgg_jax.errors import PluginError
+from vgg_jax.plugins import origin_of
 
 _ORDER = 2  # keeps these draws apart from others of the same seed
 _MOST_THREADS = 16
@@ -162,12 +163,11 @@ def _augmented(
     augmentation: HostAugmentation, rng: np.random.Generator, image: np.ndarray
 ) -> np.ndarray:
     """Apply a host augmentation; what it raises or returns amiss becomes a `PluginError`."""
-    name = f"{type(augmentation).__module__}.{type(augmentation).__qualname__}"
     try:
         image = augmentation.apply(rng, image)
     except Exception as error:
         raise PluginError(
-            f"The augmentation {name} failed: {type(error).__name__}: {error}."
+            f"The method apply of {origin_of(augmentation)} failed: {type(error).__name__}: {error}"
         ) from error
     if (
         isinstance(image, np.ndarray)
@@ -182,7 +182,10 @@ def _augmented(
         if isinstance(image, np.ndarray)
         else type(image).__name__
     )
-    raise PluginError(f"The augmentation {name} returned {given}, but must return uint8 [H, W, 3].")
+    raise PluginError(
+        f"The method apply of {origin_of(augmentation)} returned {given}, but must return uint8"
+        " [H, W, 3]. Update or remove the package that provides it."
+    )
 
 
 def _stack(loaded: Sequence[tuple[np.ndarray, ...]], rows: int) -> Batch:

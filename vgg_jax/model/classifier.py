@@ -124,6 +124,7 @@ def build_classifier(
             f"The head {head.ref!r} built a {type(module).__name__}, not a flax.nnx.Module."
         )
     try:
+        module.train()  # where dropout, say, may fail that does nothing otherwise
         logits = nnx.eval_shape(
             lambda head, x: head(x), module, jax.ShapeDtypeStruct((2, *shape), jnp.float32)
         )

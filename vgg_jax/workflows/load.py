@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vgg_jax.config import DEMO, ResolvedConfig
-from vgg_jax.errors import RunError, WeightsError
+from vgg_jax.errors import PluginError, RunError, VggJaxError, WeightsError
 from vgg_jax.layers import HEAD, kernel_shapes
 from vgg_jax.model.classifier import (
     Classifier,
@@ -30,6 +30,7 @@ from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Which
 from vgg_jax.training.run_folder import RunFolder, RunRecord
 from vgg_jax.weights.checksums import array_sha256
+from vgg_jax.weights.source import Pair
 from vgg_jax.weights.store import load_weights
 from vgg_jax.workflows.convert import find_weights
 from vgg_jax.workflows.trained_classifier import TrainedClassifier
@@ -208,13 +209,27 @@ def build_functional(
     initialise = getattr(classifier.head, "initialise_from", None)
     if initialise is not None and progress is not None:
         if opened.has_top and opened.folder is not None:
-            initialise(load_weights(opened.folder, with_top=True).top)
+            _initialise(initialise, load_weights(opened.folder, with_top=True).top, config.head)
         else:
             progress.note(
                 f"The weights {opened.weights} have no top for the head {config.head} to start"
                 " from; it starts from random numbers."
             )
     return make_functional(classifier)
+
+
+def _initialise(
+    initialise: Callable[[Mapping[str, Pair]], None], top: Mapping[str, Pair], head: str
+) -> None:
+    try:
+        initialise(top)
+    except VggJaxError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"The head {head} failed to start from the top of the weights:"
+            f" {type(error).__name__}: {error}"
+        ) from error
 
 
 def checked(restored: Mapping[str, np.ndarray], parameters: Parameters) -> Parameters:
