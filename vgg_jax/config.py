@@ -63,6 +63,7 @@ class TrainConfig:
             Default 224; demo 96.
         interpolation: bilinear (antialiased), or nearest as in Keras' generator.
         early_stop: Stop after this many epochs without a better validation loss; at least 1.
+        checkpoint_minutes: Save within an epoch, too, after so many minutes; above 0.
         seed: Decides the split, the order, the augmentation and the head's first parameters; at
             least 0.
         run: Folder of the run. Default: the first free `runs/<data>-<head>-<n>`.
@@ -85,6 +86,7 @@ class TrainConfig:
     image_size: int | None = None
     interpolation: Interpolation = "bilinear"
     early_stop: int | None = None
+    checkpoint_minutes: float = 10.0
     seed: int = 0
     run: str | None = None
 
@@ -119,6 +121,8 @@ class TrainConfig:
             self.image_size is None or self.image_size >= 32, "image_size", "32 or more, in pixels"
         )
         self._check(self.early_stop is None or self.early_stop >= 1, "early_stop", "1 or more")
+        minutes = self.checkpoint_minutes
+        self._check(0 < minutes < float("inf"), "checkpoint_minutes", "above 0, in minutes")
         self._check(0 <= self.seed < 2**32, "seed", "in [0, 2^32)")
         object.__setattr__(self, "train_from", resolve_layer(self.train_from))
         self._check_plugins()

@@ -66,6 +66,15 @@ class TrainingError(VggJaxError):
     """Training cannot go on, for instance because the loss is not finite."""
 
 
+class TrainingInterrupted(VggJaxError):
+    """A signal asked the training to stop; where it stood is saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        """Keep the number of the signal beside the message."""
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)

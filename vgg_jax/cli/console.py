@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from vgg_jax.errors import VggJaxError
+from vgg_jax.errors import TrainingInterrupted, VggJaxError
 from vgg_jax.progress import EpochMetrics, Progress, format_bytes
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def user_errors() -> Generator[None]:
     """End the command with code 1 and the message at an expected failure, with 130 at Ctrl-C."""
     try:
         yield
+    except TrainingInterrupted as stop:
+        say(str(stop))
+        raise typer.Exit(128 + stop.signal_number) from stop
     except VggJaxError as error:
         if _Settings.tracebacks:
             traceback.print_exc()  # ends with the message

@@ -77,11 +77,14 @@ def train(
     early_stop: Annotated[
         int | None, _option("Stop after N epochs without a better validation loss.")
     ] = None,
+    checkpoint_minutes: Annotated[
+        float | None, _option("Save within an epoch, too, after so many minutes. [default: 10]")
+    ] = None,
     seed: Annotated[int | None, _option("[default: 0]")] = None,
     run: Annotated[str | None, _option(_RUN)] = None,
     config: Annotated[Path | None, _option("TOML file of these options; flags win.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with --run after its last epoch.")
+        bool, typer.Option("--resume", help="Go on with --run where it was saved last.")
     ] = False,
     allow_local_code: LocalCodeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -105,21 +108,24 @@ def train(
         "image_size": image_size,
         "interpolation": interpolation,
         "early_stop": early_stop,
+        "checkpoint_minutes": checkpoint_minutes,
         "seed": seed,
         "run": run,
     }
     with user_errors():
         given = merge_options(options, config)
         checked = TrainConfig.from_values(given)  # fails here, before JAX is imported
+        from vgg_jax.training.interruption import Interruption
         from vgg_jax.workflows.train import resume_training, run_training
 
         interruptible()
+        interruption = Interruption()
         progress = console_progress()
         try:
             result = (
-                resume_training(given, progress, allow_local_code=allow_local_code)
+                resume_training(given, progress, interruption, allow_local_code=allow_local_code)
                 if resume
-                else run_training(checked, progress)
+                else run_training(checked, progress, interruption)
             )
         finally:
             progress.close()

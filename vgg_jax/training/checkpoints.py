@@ -1,31 +1,25 @@
-"""Checkpoints of a run: the latest and the best epoch, written by Orbax in the background.
+"""Checkpoints of a run: of its completed epochs, and of the epoch that is under way.
 
-Orbax does not notice flipped bits, so each array's SHA-256 is written with the checkpoint and
-compared when it
-is restored. Only what is trained is held; the frozen part is the backbone's, which the run refers
-to.
+Only what is trained is held; the frozen part is the backbone's, which the run refers to.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from vgg_jax.errors import RunError
 from vgg_jax.progress import EpochMetrics
-from vgg_jax.weights.checksums import array_sha256
-from vgg_jax.weights.store import numpy_handler
+from vgg_jax.training.checkpoint_store import CheckpointStore
 
 if TYPE_CHECKING:  # it brings Optax, which a prediction does without
-    from vgg_jax.training.steps import TrainState
+    from vgg_jax.training.steps import Totals, TrainState
 
 Which = Literal["best", "latest"]
 
@@ -51,7 +45,7 @@ class EarlyStopping:
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held.
+    """What the checkpoint of a completed epoch held.
 
     Attributes:
         metrics: Of its epoch.
@@ -66,39 +60,51 @@ class Restored:
     early_stopping: EarlyStopping
 
 
-class Checkpoints:
-    """The checkpoints of one run, of which the latest and the best are kept.
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+    """Where an epoch under way stood.
 
-    The best has the highest validation accuracy; of equals the lowest validation loss, then the
-    latest.
+    Attributes:
+        epoch: Its number.
+        step: Optimizer steps since the start of the training.
+        seconds: Spent on the epoch so far.
+        totals: Sums over the epoch's examples so far, by name.
+        trained: Trained parameters by path.
+        optimizer: Leaves of the optimizer's state by path.
+        early_stopping: As it stood after the epoch before.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    totals: dict[str, np.ndarray]
+    trained: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+    early_stopping: EarlyStopping
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Of completed epochs the latest two and the best are kept: should the latest turn out damaged, a
+    training goes on from the one before. The best has the highest validation accuracy; of equals
+    the lowest validation loss, then the latest. Of the epoch under way the latest is kept.
     """
 
     def __init__(self, folder: Path) -> None:
         """Open the checkpoints in `folder`, which is created with the first one."""
         self._folder = folder
-        policy = AnyPreservationPolicy(
-            [LatestN(1), BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
+        best = BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
+        self._epochs = CheckpointStore(
+            folder,
+            "epoch",
+            ("trained", "optimizer"),
+            AnyPreservationPolicy([LatestN(2), best]),
+            rank=_rank,
         )
-        options = ocp.CheckpointManagerOptions(
-            create=False, step_prefix="epoch", best_fn=_rank, preservation_policy=policy
+        self._unfinished = CheckpointStore(
+            folder / "unfinished", "step", ("trained", "optimizer", "totals"), LatestN(1)
         )
-        self._options = options
-        self._opened: ocp.CheckpointManager | None = None
-
-    @property
-    def _manager(self) -> ocp.CheckpointManager:
-        if self._opened is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._opened = ocp.CheckpointManager(
-                self._folder.absolute(),
-                options=self._options,
-                item_handlers={
-                    "trained": numpy_handler(),
-                    "optimizer": numpy_handler(),
-                    "record": ocp.JsonCheckpointHandler(),
-                },
-            )
-        return self._opened
 
     def save(self, metrics: EpochMetrics, state: TrainState, early_stopping: EarlyStopping) -> None:
         """Write the state after an epoch, in the background; waits for the one before.
@@ -106,33 +112,38 @@ class Checkpoints:
         Raises:
             RunError: If the one before could not be written, for instance because the disk is full.
         """
-        # Copies, because the next step takes over the buffers while Orbax is still writing.
-        arrays = {
-            "trained": {path: np.array(value) for path, value in state.trained.items()},
-            "optimizer": {
-                path: np.array(value) for path, value in leaves_by_path(state.optimizer).items()
-            },
-        }
         record = {
             "metrics": dataclasses.asdict(metrics),
             "early_stopping": dataclasses.asdict(early_stopping),
-            "sha256": {
-                item: {path: array_sha256(value) for path, value in held.items()}
-                for item, held in arrays.items()
-            },
         }
-        try:
-            self._manager.save(
-                metrics.epoch,
-                args=ocp.args.Composite(
-                    record=ocp.args.JsonSave(record),
-                    # Orbax refuses empty trees; a converted classifier has no optimizer.
-                    **{item: ocp.args.PyTreeSave(held) for item, held in arrays.items() if held},
-                ),
-                metrics=dataclasses.asdict(metrics),
-            )
-        except _WRITE_ERRORS as error:
-            raise self._not_written(error) from error
+        self._epochs.save(metrics.epoch, _arrays(state), record, dataclasses.asdict(metrics))
+
+    def save_unfinished(
+        self,
+        epoch: int,
+        seconds: float,
+        state: TrainState,
+        totals: Totals,
+        early_stopping: EarlyStopping,
+    ) -> None:
+        """Write the state within an epoch, in the background; waits for the one before.
+
+        Raises:
+            RunError: If the one before could not be written.
+        """
+        step = int(state.step)
+        if step in self._unfinished.numbers():
+            return  # interrupted before the first step since
+        arrays = _arrays(state) | {
+            "totals": {name: np.array(value) for name, value in totals._asdict().items()}
+        }
+        record = {
+            "epoch": epoch,
+            "step": step,
+            "seconds": seconds,
+            "early_stopping": dataclasses.asdict(early_stopping),
+        }
+        self._unfinished.save(step, arrays, record)
 
     def wait(self) -> None:
         """Wait until what was saved is on the disk.
@@ -140,26 +151,28 @@ class Checkpoints:
         Raises:
             RunError: If it could not be written.
         """
-        if self._opened is None:
-            return
-        try:
-            self._opened.wait_until_finished()
-        except _WRITE_ERRORS as error:
-            raise self._not_written(error) from error
+        self._epochs.wait()
+        self._unfinished.wait()
 
     def close(self) -> None:
         """Wait, then let go of threads and files."""
-        self.wait()
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
+        try:
+            self._epochs.close()
+        finally:
+            self._unfinished.close()
+
+    def drop_unfinished(self) -> None:
+        """Delete the checkpoint within an epoch: the training is complete.
+
+        Raises:
+            RunError: If it cannot be deleted.
+        """
+        for step in self._unfinished.numbers():
+            self._unfinished.remove(step)
 
     def epochs(self) -> list[int]:
         """Return the numbers of the epochs whose checkpoints are complete, ascending."""
-        # From the disk, not from Orbax's manager, which forgets them when a write fails. One that
-        # is not finished has another name.
-        matches = (re.fullmatch(r"epoch_(\d+)", path.name) for path in self._folder.glob("epoch_*"))
-        return sorted(int(match[1]) for match in matches if match)
+        return self._epochs.numbers()
 
     def find(self, which: Which) -> int:
         """Return the epoch of the best or of the latest checkpoint.
@@ -175,7 +188,15 @@ class Checkpoints:
             )
         if which == "latest":
             return epochs[-1]
-        return max(epochs, key=lambda epoch: (*_rank(self._read_record(epoch)["metrics"]), epoch))
+
+        def rank(epoch: int) -> tuple[float, ...]:
+            record = self._epochs.read_record(epoch)
+            try:
+                return (*_rank(record["metrics"]), epoch)
+            except (KeyError, TypeError) as error:
+                raise self._epochs.not_read(epoch, error) from error
+
+        return max(epochs, key=rank)
 
     def restore(self, epoch: int, *, with_optimizer: bool = False) -> Restored:
         """Read the checkpoint of an epoch and compare every array with its checksum.
@@ -184,60 +205,85 @@ class Checkpoints:
             RunError: If it cannot be read or an array was changed.
         """
         items = ["trained", "optimizer"] if with_optimizer else ["trained"]
-        record = self._read_record(epoch)
-        arrays: dict[str, dict[str, np.ndarray]] = {"optimizer": {}}
+        record = self._epochs.read_record(epoch)
+        arrays = self._epochs.read_arrays(epoch, record, items)
         try:
-            metrics = EpochMetrics(**record["metrics"])
-            early_stopping = EarlyStopping(**record["early_stopping"])
-            targets = {
-                item: ocp.args.PyTreeRestore(
-                    restore_args={
-                        path: ocp.RestoreArgs(restore_type=np.ndarray)
-                        for path in record["sha256"][item]
-                    }
-                )
-                for item in items
-            }
-            restored = self._manager.restore(epoch, args=ocp.args.Composite(**targets))
-            arrays |= dict(restored.items())
-        except _READ_ERRORS as error:
-            raise self._not_read(epoch, error) from error
-        for item in items:
-            for path, value in arrays[item].items():
-                if array_sha256(value) != record["sha256"][item][path]:
-                    where = self._folder / f"epoch_{epoch}"
-                    raise RunError(
-                        f"The checkpoint {where} is damaged: {item} array {path!r} does not match "
-                        f"its checksum.\n{_OTHER_CHECKPOINT}"
-                    )
-        return Restored(metrics, arrays["trained"], arrays["optimizer"], early_stopping)
+            return Restored(
+                EpochMetrics(**record["metrics"]),
+                arrays["trained"],
+                arrays.get("optimizer", {}),
+                EarlyStopping(**record["early_stopping"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise self._epochs.not_read(epoch, error) from error
 
-    def _read_record(self, epoch: int) -> dict[str, Any]:
-        """Read what a checkpoint says of itself: metrics, early stopping, checksums."""
+    def restore_to_go_on(
+        self, warn: Callable[[str], None]
+    ) -> tuple[Restored | None, Unfinished | None]:
+        """Find where a training stands: its last completed epoch, and the one under way.
+
+        What is damaged is set aside, and the checkpoint before is used. Only the process that
+        trains may call it: it deletes what an earlier one left half written.
+
+        Args:
+            warn: Told of each checkpoint that is damaged.
+
+        Returns:
+            The last completed epoch, None if there is none; the epoch after it as far as it had
+            come, None if it is yet to start.
+
+        Raises:
+            RunError: If a checkpoint cannot be set aside.
+        """
+        for store in (self._epochs, self._unfinished):
+            store.clean()
+        restored: Restored | None = None
+        while restored is None and self.epochs():
+            restored = self._intact(self._epochs, self.epochs()[-1], self._restore_whole, warn)
+        unfinished: Unfinished | None = None
+        while unfinished is None and self._unfinished.numbers():
+            number = self._unfinished.numbers()[-1]
+            unfinished = self._intact(self._unfinished, number, self._restore_unfinished, warn)
+        under_way = (restored.metrics.epoch if restored else 0) + 1
+        if unfinished is not None and unfinished.epoch != under_way:
+            # Its epoch is complete by now, or the epoch before it was damaged.
+            self._unfinished.remove(unfinished.step)
+            unfinished = None
+        self.close()
+        return restored, unfinished
+
+    def _intact(
+        self,
+        store: CheckpointStore,
+        number: int,
+        restore: Callable[[int], Any],
+        warn: Callable[[str], None],
+    ) -> Any:
+        """Return what a checkpoint holds, or None when it is damaged and was set aside."""
         try:
-            arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
-            record = self._manager.restore(epoch, args=arguments)["record"]
-            return {key: record[key] for key in ("metrics", "early_stopping", "sha256")}
-        except _READ_ERRORS as error:
-            raise self._not_read(epoch, error) from error
+            return restore(number)
+        except RunError as error:
+            what = str(error).splitlines()[0]
+            place = store.set_aside(number)
+            warn(f"{what} It was moved to {place}; the training goes on from the one before.")
+            return None
 
-    def _not_read(self, epoch: int, error: Exception) -> RunError:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = self._folder / f"epoch_{epoch}"
-        return RunError(f"The checkpoint {where} cannot be read: {reason}\n{_OTHER_CHECKPOINT}")
+    def _restore_whole(self, epoch: int) -> Restored:
+        return self.restore(epoch, with_optimizer=True)
 
-    def _not_written(self, error: Exception) -> RunError:
-        complete = self.epochs()
-        kept = (
-            f"the checkpoint of epoch {complete[-1]} is intact"
-            if complete
-            else "there is none before it"
-        )
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return RunError(
-            f"A checkpoint could not be written to {self._folder}: {reason}\n"
-            f"Of the earlier ones, {kept}. Make room and go on with --resume."
-        )
+    def _restore_unfinished(self, step: int) -> Unfinished:
+        record = self._unfinished.read_record(step)
+        arrays = self._unfinished.read_arrays(step, record, ("trained", "optimizer", "totals"))
+        try:
+            return Unfinished(
+                epoch=record["epoch"],
+                step=record["step"],
+                seconds=record["seconds"],
+                early_stopping=EarlyStopping(**record["early_stopping"]),
+                **arrays,
+            )
+        except (KeyError, TypeError) as error:
+            raise self._unfinished.not_read(step, error) from error
 
 
 def leaves_by_path(tree: Any) -> dict[str, jax.Array]:
@@ -266,10 +312,14 @@ def fill_leaves(tree: Any, leaves: Mapping[str, np.ndarray]) -> Any:
     )
 
 
-_OTHER_CHECKPOINT = "Use the other checkpoint (--checkpoint best or latest), or train again."
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax, TensorStore and the record
-# What Orbax and TensorStore raise where the disk is full, read-only or gone.
-_WRITE_ERRORS = (OSError, ValueError, RuntimeError)
+def _arrays(state: TrainState) -> dict[str, dict[str, np.ndarray]]:
+    """Copy what a step changes, because the next step takes over the buffers."""
+    return {
+        "trained": {path: np.array(value) for path, value in state.trained.items()},
+        "optimizer": {
+            path: np.array(value) for path, value in leaves_by_path(state.optimizer).items()
+        },
+    }
 
 
 def _rank(metrics: Any) -> Any:

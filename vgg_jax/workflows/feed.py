@@ -45,9 +45,17 @@ def steps_per_epoch(config: ResolvedConfig, examples: Examples) -> int:
 
 
 def training_batches(
-    config: ResolvedConfig, chain: Chain, examples: Examples, epoch: int, devices: int
+    config: ResolvedConfig,
+    chain: Chain,
+    examples: Examples,
+    epoch: int,
+    devices: int,
+    start_batch: int = 0,
 ) -> Iterator[Batch]:
-    """Return the batches of a training epoch, in its order, padded to a multiple of the devices."""
+    """Return the batches of a training epoch, in its order, padded to a multiple of the devices.
+
+    The first `start_batch` of them are left out.
+    """
     return batches(
         examples,
         batch_size=_batch_size(config, examples),
@@ -56,6 +64,7 @@ def training_batches(
         order=epoch_order(len(examples), config.seed, epoch),
         host=chain.host,
         host_seed=(config.seed, epoch),
+        start_batch=start_batch,
         pad_to=_padded(_batch_size(config, examples), devices),
     )
 

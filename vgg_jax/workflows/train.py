@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.plugins import parse_choice
 from vgg_jax.progress import EpochMetrics, Progress
-from vgg_jax.training.checkpoints import EarlyStopping, Restored, fill_leaves
-from vgg_jax.training.loop import Feed, fit
+from vgg_jax.training.checkpoints import Restored, Unfinished, fill_leaves
+from vgg_jax.training.interruption import Interruption
+from vgg_jax.training.loop import Feed, Limits, Start, fit
 from vgg_jax.training.metrics import Evaluation
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.run_folder import RunFolder, claim_run_path, new_record
 from vgg_jax.training.run_plugins import local_plugins
-from vgg_jax.training.steps import Steps, TrainState, data_mesh, replicate
+from vgg_jax.training.steps import Steps, Totals, TrainState, data_mesh, replicate
 from vgg_jax.workflows.evaluate import evaluate
 from vgg_jax.workflows.feed import (
     absolute_data,
@@ -35,7 +37,8 @@ from vgg_jax.workflows.feed import (
 )
 from vgg_jax.workflows.load import build_functional, checked, open_backbone, rebuild
 
-_MAY_CHANGE_ON_RESUME = frozenset({"epochs", "run", "weights"})  # weights are compared by digest
+# Weights are compared by digest.
+_MAY_CHANGE_ON_RESUME = frozenset({"epochs", "run", "weights", "checkpoint_minutes"})
 _KERAS_BINARY_WARNING = (
     "loss keras-binary is binary cross-entropy on the softmax, as in the old recipe. The accuracy"
     " that Keras printed for it took every class for a yes-or-no question and was inflated; the"
@@ -97,8 +100,17 @@ def train(
     return run_training(TrainConfig.from_values(options), progress or Progress())
 
 
-def run_training(config: TrainConfig, progress: Progress) -> Run:
-    """Train a classifier from the start; errors as for `train`."""
+def run_training(
+    config: TrainConfig, progress: Progress, interruption: Interruption | None = None
+) -> Run:
+    """Train a classifier from the start; errors as for `train`.
+
+    Args:
+        config: The options.
+        progress: Receives what happens.
+        interruption: Told of signals while the training can be saved; by default a signal does what
+            it does elsewhere in the process.
+    """
     resolved = config.resolved()
     if resolved.run:
         RunFolder(Path(resolved.run).expanduser()).refuse_existing()
@@ -121,14 +133,18 @@ def run_training(config: TrainConfig, progress: Progress) -> Run:
     run = RunFolder(Path(config.run).expanduser() if config.run else claim_run_path(config))
     run.create(resolved, record)
     session = _Session.start(resolved, functional, parameters, chain)
-    session.fit(data, run, 1, EarlyStopping(), progress)
+    session.fit(data, run, Start(), progress, interruption)
     return Run(run.path, run.read_metrics())
 
 
 def resume_training(
-    options: Mapping[str, Any], progress: Progress, *, allow_local_code: bool = False
+    options: Mapping[str, Any],
+    progress: Progress,
+    interruption: Interruption | None = None,
+    *,
+    allow_local_code: bool = False,
 ) -> Run:
-    """Go on with a run after its last completed epoch; errors as for `train`.
+    """Go on with a run after its last saved step; arguments and errors as for `run_training`.
 
     Raises:
         ConfigError: If an option differs from the run's and would change the result.
@@ -144,9 +160,7 @@ def resume_training(
             f"{run.path} was converted from {record.converted_from}, not trained here, so there is"
             f" no training to go on with. Train on its backbone: --weights {run.own_backbone}."
         )
-    restored = None
-    if run.checkpoints.epochs():
-        restored = run.checkpoints.restore(run.checkpoints.find("latest"), with_optimizer=True)
+    restored, unfinished = run.checkpoints.restore_to_go_on(progress.warn)
     history = run.cut_metrics(restored.metrics if restored else None)
     if restored is not None and restored.metrics.epoch >= config.epochs:
         epochs = restored.metrics.epoch
@@ -168,14 +182,17 @@ def resume_training(
     functional, parameters = rebuild(config, record, options.get("weights") or run.own_backbone)
     run.write_config(config)
     session = _Session.start(config, functional, parameters, chain)
-    if restored is None:
-        progress.note(f"{run.path} has no completed epoch; starting with the first.")
-        session.fit(data, run, 1, EarlyStopping(), progress)
+    if unfinished is not None:
+        step = unfinished.step
+        progress.note(f"Going on with {run.path} in epoch {unfinished.epoch}, after step {step}.")
+        start = session.restore_unfinished(unfinished, parameters)
+    elif restored is not None:
+        progress.note(f"Going on with {run.path} after epoch {restored.metrics.epoch}.")
+        start = session.restore(restored, parameters)
     else:
-        epoch = restored.metrics.epoch
-        progress.note(f"Going on with {run.path} after epoch {epoch}.")
-        session.restore(restored, parameters)
-        session.fit(data, run, epoch + 1, restored.early_stopping, progress)
+        progress.note(f"{run.path} has no completed epoch; starting with the first.")
+        start = Start()
+    session.fit(data, run, start, progress, interruption)
     return Run(run.path, run.read_metrics())
 
 
@@ -219,12 +236,24 @@ class _Session:
         state = TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32))
         return cls(config, steps, replicate(mesh, state), replicate(mesh, frozen), chain, mesh)
 
-    def restore(self, restored: Restored, parameters: Parameters) -> None:
-        """Take over what a checkpoint held; `parameters` are those before the first step."""
+    def restore(self, restored: Restored, parameters: Parameters) -> Start:
+        """Take over a completed epoch; `parameters` are those before the first step."""
+        self._take_over(restored, restored.metrics.step, parameters)
+        return Start(restored.metrics.epoch + 1, early_stopping=restored.early_stopping)
+
+    def restore_unfinished(self, unfinished: Unfinished, parameters: Parameters) -> Start:
+        """Take over an epoch under way; `parameters` are those before the first step."""
+        self._take_over(unfinished, unfinished.step, parameters)
+        totals = Totals(**{name: jnp.asarray(sum_) for name, sum_ in unfinished.totals.items()})
+        return Start(unfinished.epoch, unfinished.seconds, totals, unfinished.early_stopping)
+
+    def _take_over(
+        self, restored: Restored | Unfinished, step: int, parameters: Parameters
+    ) -> None:
         state = TrainState(
             checked(restored.trained, parameters),
             fill_leaves(self.state.optimizer, restored.optimizer),
-            jnp.asarray(restored.metrics.step, jnp.uint32),
+            jnp.asarray(step, jnp.uint32),
         )
         self.state = replicate(self.mesh, state)
 
@@ -232,33 +261,40 @@ class _Session:
         self,
         data: DataSet,
         run: RunFolder,
-        first_epoch: int,
-        stopping: EarlyStopping,
+        start: Start,
         progress: Progress,
+        interruption: Interruption | None,
     ) -> None:
-        """Train, starting with `first_epoch`."""
-        config, train = self.config, data.splits["train"]
+        """Train from `start` on."""
+        config, train, devices = self.config, data.splits["train"], self.mesh.size
         if config.loss == "keras-binary":
             progress.warn(_KERAS_BINARY_WARNING)
         feed = Feed(
-            train=lambda epoch: training_batches(config, self.chain, train, epoch, self.mesh.size),
-            validation=lambda: plain_batches(config, data.splits["validation"], self.mesh.size),
+            train=lambda epoch, first: training_batches(
+                config, self.chain, train, epoch, devices, first
+            ),
+            validation=lambda: plain_batches(config, data.splits["validation"], devices),
             steps=steps_per_epoch(config, train),
         )
-        fit(
-            self.steps,
-            self.state,
-            self.frozen,
-            feed,
-            run,
-            mesh=self.mesh,
+        limits = Limits(
             epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            first_epoch=first_epoch,
             early_stop=config.early_stop,
-            early_stopping=stopping,
-            progress=progress,
+            checkpoint_seconds=60 * config.checkpoint_minutes,
+            interruption=interruption or Interruption(),
         )
+        with limits.interruption.listening() if interruption else nullcontext():
+            fit(
+                self.steps,
+                self.state,
+                self.frozen,
+                feed,
+                run,
+                mesh=self.mesh,
+                limits=limits,
+                learning_rate=config.learning_rate,
+                start=start,
+                progress=progress,
+            )
 
 
 def _with_options(config: ResolvedConfig, options: Mapping[str, Any]) -> ResolvedConfig:
@@ -274,4 +310,6 @@ def _with_options(config: ResolvedConfig, options: Mapping[str, Any]) -> Resolve
                 f"--{name.replace('_', '-')} {new!r} differs from the run's {old!r} and would"
                 " change the result. Leave it out, or train a new run."
             )
-    return dataclasses.replace(config, epochs=wanted.epochs)
+    return dataclasses.replace(
+        config, epochs=wanted.epochs, checkpoint_minutes=wanted.checkpoint_minutes
+    )

@@ -1,0 +1,225 @@
+"""A training that is stopped or killed goes on where it was saved, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vgg_jax.config import TrainConfig
+from vgg_jax.errors import TrainingError, TrainingInterrupted
+from vgg_jax.progress import Progress
+from vgg_jax.training.checkpoints import Checkpoints
+from vgg_jax.training.interruption import Interruption
+from vgg_jax.training.loop import _check_frozen
+from vgg_jax.workflows.train import run_training, train
+
+# A shell that starts this in the background lets Ctrl-C be ignored; then it must be heard again.
+HEARS_CTRL_C = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from vgg_jax.cli.app import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def slow_options(options):
+    """Of many small steps, with everything random that there is."""
+    return {
+        **options,
+        "batch_size": 1,
+        "head": "mlp:hidden=[16],dropout=0.5",
+        "augment": ("keras",),
+        "optimizer": "adam",
+        "early_stop": 1000,
+    }
+
+
+def same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for path, value in one.items():
+        np.testing.assert_array_equal(value, other[path], err_msg=path)
+
+
+def same_run(one, other) -> None:
+    """Compare all that two runs hold, but for times."""
+    for which in ("latest", "best"):
+        held = [Checkpoints(Path(run.path) / "checkpoints") for run in (one, other)]
+        epochs = [checkpoints.find(which) for checkpoints in held]
+        assert epochs[0] == epochs[1]
+        a, b = (c.restore(epochs[0], with_optimizer=True) for c in held)
+        same_arrays(a.trained, b.trained)
+        same_arrays(a.optimizer, b.optimizer)
+        assert a.early_stopping == b.early_stopping
+    times = {"seconds": 0.0, "images_per_second": 0.0}
+    timeless = [[dataclasses.replace(m, **times) for m in run.history] for run in (one, other)]
+    assert timeless[0] == timeless[1]
+
+
+def start_training(options, path, **others) -> subprocess.Popen[str]:
+    """Start one of very many epochs; returns when it has completed one and begun the next."""
+    flags = []
+    for name, value in {**options, **others, "epochs": 100_000, "run": path}.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            flags += [f"--{name.replace('_', '-')}", str(one)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEARS_CTRL_C, "train", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    deadline = time.monotonic() + 120
+    metrics = path / "metrics.jsonl"
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_text().endswith("\n"):
+            return process
+        time.sleep(0.01)
+    process.kill()
+    pytest.fail(f"no epoch was completed: {process.communicate()[1]}")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
+def test_a_stopped_training_ends_with_the_bytes_of_an_undisturbed_one(
+    number, code, slow_options, tmp_path
+):
+    path = tmp_path / "stopped"
+    process = start_training(slow_options, path, checkpoint_minutes=0.0005)
+    time.sleep(0.03 * code % 0.2)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert "Traceback" not in stderr
+    if number != signal.SIGKILL:
+        assert f"vgg-jax train --run {path} --resume" in stderr.splitlines()[-1]
+    epochs = max(Checkpoints(path / "checkpoints").epochs(), default=0) + 2
+    resumed = train(run=str(path), resume=True, epochs=epochs)
+    whole = train(**{**slow_options, "epochs": epochs}, run=str(tmp_path / "whole"))
+    same_run(resumed, whole)
+    left = sorted(entry.name for entry in (path / "checkpoints").rglob("step_*"))
+    assert left == []  # of a complete training
+
+
+class After(Interruption):
+    """Interrupts when it was looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    @property
+    def signal_number(self) -> int | None:
+        self.looks -= 1
+        return signal.SIGTERM if self.looks < 0 else None
+
+
+@pytest.mark.parametrize(
+    ("looks", "place"),
+    [(0, "epoch 1, after step 1"), (3, "epoch 1, after step 3"), (5, "epoch 2, after step 4")],
+    ids=["first step", "validation", "second epoch"],
+)
+def test_steps_and_validation_can_be_interrupted(looks, place, options, run, tmp_path):
+    """An epoch has 3 steps and 2 batches of validation."""
+    config = dataclasses.replace(_config(options), run=str(tmp_path / "part"))
+    with pytest.raises(TrainingInterrupted, match=place) as stop:
+        run_training(config, Progress(), After(looks))
+    assert stop.value.signal_number == signal.SIGTERM
+    same_run(train(run=config.run, resume=True), run)
+
+
+def _config(options):
+    return TrainConfig.from_values(options)
+
+
+class Warned(Progress):
+    def __init__(self):
+        self.warnings, self.notes = [], []
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def spoil(folder: Path) -> None:
+    """Flip a bit of the largest file."""
+    largest = max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+
+
+@pytest.mark.parametrize("damaged", [("epoch_3",), ("epoch_3", "epoch_2"), ("all",)])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(damaged, options, tmp_path):
+    whole = train(**{**options, "epochs": 4}, run=str(tmp_path / "whole"))
+    part = train(**{**options, "epochs": 3}, run=str(tmp_path / "part"))
+    folder = part.path / "checkpoints"
+    names = [path.name for path in folder.glob("epoch_*")] if damaged == ("all",) else damaged
+    for name in names:
+        spoil(folder / name)
+    progress = Warned()
+    resumed = train(run=str(part.path), resume=True, epochs=4, progress=progress)
+    assert len(progress.warnings) == len(names)
+    for name, text in zip(sorted(names, reverse=True), progress.warnings, strict=True):
+        assert name in text
+        assert "moved to" in text
+        assert (folder / "damaged" / f"{name}.1").is_dir()
+    same_run(resumed, whole)
+
+
+def test_an_epoch_under_way_whose_checkpoint_is_damaged_starts_anew(options, run, tmp_path):
+    path = tmp_path / "part"
+    config = dataclasses.replace(_config(options), run=str(path))
+    with pytest.raises(TrainingInterrupted):
+        run_training(config, Progress(), After(1))
+    (unfinished,) = (path / "checkpoints" / "unfinished").glob("step_*")
+    spoil(unfinished)
+    progress = Warned()
+    resumed = train(run=str(path), resume=True, progress=progress)
+    assert len(progress.warnings) == 1
+    same_run(resumed, run)
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    code = """
+import os, signal, time
+from vgg_jax.training.interruption import Interruption
+interruption = Interruption()
+with interruption.listening():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    print(interruption.signal_number, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stdout.strip() == "15"
+
+
+def test_signals_mean_what_they_meant_afterwards():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Interruption().listening():
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_frozen_parameters_that_changed_are_an_error():
+    _check_frozen({"backbone/conv1_1/bias": "a"}, {"backbone/conv1_1/bias": "a"})
+    with pytest.raises(TrainingError, match="backbone/conv1_1/bias"):
+        _check_frozen({"backbone/conv1_1/bias": "a"}, {"backbone/conv1_1/bias": "b"})
