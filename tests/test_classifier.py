@@ -99,7 +99,7 @@ def test_the_seed_decides_the_head(backbone):
 
 def test_a_head_with_other_variables_is_refused_by_name(backbone):
     head = StatefulHead((1, 1, 32), 3, rngs=nnx.Rngs(0))
-    with pytest.raises(PluginError, match=r"StatefulHead holds a BatchStat at 'head/norm/"):
+    with pytest.raises(PluginError, match=r"The head holds a BatchStat at 'head/norm/"):
         make_functional(Classifier(backbone, head, "head"))
 
 
@@ -110,11 +110,9 @@ def test_a_head_with_other_variables_is_refused_by_name(backbone):
         (not_a_module, "not a flax"),
     ],
 )
-def test_a_head_that_breaks_the_contract_is_refused(backbone, monkeypatch, factory, message):
-    monkeypatch.setattr(
-        "vgg_jax.model.classifier.build", lambda kind, choice, *a, **k: factory(*a, **k)
-    )
-    with pytest.raises(PluginError, match=message):
+def test_a_head_that_breaks_the_contract_is_refused(backbone, installed, factory, message):
+    installed("odd-heads", "1.2", {"odd": f"{__name__}:{factory.__name__}"})
+    with pytest.raises(PluginError, match=rf"'odd' of odd-heads 1.2 .*{message}"):
         build_classifier(
-            backbone, PluginChoice("x"), num_classes=3, image_size=32, boundary="head", seed=0
+            backbone, PluginChoice("odd"), num_classes=3, image_size=32, boundary="head", seed=0
         )

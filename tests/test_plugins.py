@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,9 +14,12 @@ from typing import Literal
 
 import pytest
 from flax import nnx
+from typer.testing import CliRunner
 
+from vgg_jax.cli.app import app
 from vgg_jax.errors import OptionError, PluginError, UnknownPluginError
 from vgg_jax.plugin_options import describe_options
+from vgg_jax.plugin_packages import plugin_packages
 from vgg_jax.plugins import PluginChoice, build, find_plugin, list_plugins, parse_choice
 from vgg_jax.workflows.summary import summarise_run
 from vgg_jax.workflows.train import train
@@ -97,6 +102,9 @@ def test_listing_imports_nothing():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+PATHS = {"path": r"C:\new", "text": "\x7fé"}
+
+
 @pytest.mark.parametrize(
     ("text", "ref", "options"),
     [
@@ -107,6 +115,10 @@ def test_listing_imports_nothing():
         ("m:mode=a, name = 'b c'", "m", {"mode": "a", "name": "b c"}),
         ("m:names=[a,b-c],x=-1.5e-3", "m", {"names": ["a", "b-c"], "x": -1.5e-3}),
         ('m:name="x=y,z"', "m", {"name": "x=y,z"}),
+        (r'm:name="say \"hi\", b=c",b=d', "m", {"name": 'say "hi", b=c', "b": "d"}),
+        (r"m:path='C:\new',text=" + '"\x7fé"'.replace("\x7f", r"\u007f"), "m", PATHS),
+        ("m:held={a=1,b=[x,y]}", "m", {"held": {"a": 1, "b": ["x", "y"]}}),
+        ("m:day=2026-11-24", "m", {"day": datetime.date(2026, 11, 24)}),
     ],
 )
 def test_a_choice_is_read_and_written_back(text, ref, options):
@@ -275,6 +287,50 @@ def test_a_head_of_another_package_trains_with_its_options(installed, options, t
 def test_a_head_that_raises_is_named(installed, options, tmp_path):
     installed("other-heads", "1.2", {"raises": f"{__name__}:Raises"})
     with pytest.raises(
-        PluginError, match=r"'raises' failed on features .*ZeroDivisionError: no luck"
+        PluginError,
+        match=r"'raises' of other-heads 1.2 failed on features .*ZeroDivisionError: no luck",
     ):
         train(**{**options, "head": "raises"}, run=str(tmp_path / "run"))
+
+
+GOOD = "Metadata-Version: 2.1\nName: odd-package\nVersion: 1.0\n"
+OURS = b"[vgg_jax.heads]\nodd = odd:Odd\n"
+
+
+@pytest.mark.parametrize(
+    ("entry_points", "about", "fault"),
+    [
+        (OURS + b"no equals sign\n", GOOD, "entry_points.txt"),
+        (OURS + b"caf\xe9 = odd:Odd\n", GOOD, "not UTF-8"),
+        (OURS, None, "METADATA"),
+        (OURS, "Metadata-Version: 2.1\nName: odd-package\n", "no Version"),
+        (OURS, "Metadata-Version: 2.1\nVersion: 1.0\n", "no Name"),
+    ],
+)
+def test_damaged_metadata_of_one_package_harm_no_other(
+    entry_points, about, fault, tmp_path, monkeypatch
+):
+    folder = tmp_path / "odd_package-1.0.dist-info"
+    folder.mkdir()
+    (folder / "entry_points.txt").write_bytes(entry_points)
+    if about is not None:
+        (folder / "METADATA").write_text(about)
+    shutil.copytree(folder, tmp_path / "~dd_package-1.0.dist-info")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert find_plugin("head", "linear").package == "vgg-jax"
+    (damaged,) = [package for package in plugin_packages() if package.fault]
+    assert fault in damaged.fault
+    assert damaged.name.replace("_", "-").startswith("odd-package")
+    listed = CliRunner().invoke(app, ["plugins", "list"])
+    assert listed.exit_code == 0, listed.output
+    assert "cannot be listed" in listed.output
+    assert "linear" in listed.output
+
+
+def test_what_an_interrupted_uninstallation_left_is_ignored(tmp_path, monkeypatch):
+    folder = tmp_path / "~a-1.dist-info"
+    folder.mkdir()
+    (folder / "entry_points.txt").write_bytes(OURS)
+    (folder / "METADATA").write_text(GOOD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not [plugin for plugin in list_plugins() if plugin.name == "odd"]

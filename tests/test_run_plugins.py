@@ -179,6 +179,27 @@ def test_code_of_a_run_is_run_only_when_allowed(own, tmp_path):
     assert classifier.predict(images).shape == (2, 3)
 
 
+@pytest.mark.parametrize("place", ["the run's own file", "a file elsewhere", "a file outside"])
+def test_code_that_the_run_does_not_record_is_never_run(own, place, tmp_path):
+    forged, ran = tmp_path / "forged", tmp_path / "ran"
+    shutil.copytree(own, forged)
+    (tmp_path / "other.py").write_text(f"open({str(ran)!r}, 'w')\n{CODE}")
+    own_file = RunFolder(own).read_record().plugins[0]["file"]
+    names = {"a file elsewhere": tmp_path / "other.py", "a file outside": "plugins/../../other.py"}
+    code = names.get(place, own_file)
+    if code == own_file:
+        (forged / own_file).write_text((tmp_path / "other.py").read_text())
+        record = json.loads((forged / "run.json").read_text())
+        (forged / "run.json").write_text(json.dumps({**record, "plugins": []}))
+    else:
+        config = (forged / "config.toml").read_text()
+        (forged / "config.toml").write_text(config.replace(f"{own_file}#N", f"{code}#N"))
+    for allowed in (False, True):
+        with pytest.raises(RunError, match=r"does not record as the run's own"):
+            load_classifier(forged, allow_local_code=allowed)
+    assert not ran.exists()
+
+
 def test_code_that_was_changed_is_refused(own, tmp_path):
     changed = tmp_path / "changed"
     shutil.copytree(own, changed)
@@ -228,3 +249,16 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path, options):
 def test_resuming_does_not_take_another_head(own):
     with pytest.raises(ConfigError, match="--head 'linear' differs"):
         train(run=str(own), resume=True, head="linear", allow_local_code=True)
+
+
+def test_the_command_that_made_a_run_resumes_it(options, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(CODE)
+    chosen = {**options, "head": f"{file}#Narrow:units=5", "augment": (f"{file}#Darken",)}
+    run = train(**{**chosen, "epochs": 1}, run=str(tmp_path / "run"))
+    assert run.evaluate().examples == 9  # its code has just been run
+    again = train(**chosen, run=str(run.path), resume=True, allow_local_code=True)
+    assert len(again.history) == 2
+    file.write_text(CODE + "# changed since\n")
+    with pytest.raises(ConfigError, match=r"--augment .* differs"):
+        train(**chosen, run=str(run.path), resume=True, allow_local_code=True)

@@ -75,6 +75,13 @@ class TrainingInterrupted(VggJaxError):
         self.signal_number = signal_number
 
 
+def cause_of(error: BaseException) -> str:
+    """Say what foreign code raised, for a message that names the code."""
+    if isinstance(error, SystemExit):
+        return f"it ended the process (SystemExit: {error.code})"
+    return f"{type(error).__name__}: {error}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -10,6 +10,8 @@ from typing import Any
 
 from vgg_jax.errors import PluginError
 
+LOCAL_MODULE = "vgg_jax_local_"  # begins the names of such modules
+
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal.
@@ -30,7 +32,7 @@ def load_file(path: Path, name: str, sha256: str) -> Any:
         PluginError: If its bytes are no longer those of `sha256`, or it has no such name.
         Exception: Whatever the code raises.
     """
-    module_name = f"vgg_jax_local_{sha256}"
+    module_name = f"{LOCAL_MODULE}{sha256}"
     module = sys.modules.get(module_name)
     if module is None:
         source = path.read_bytes()

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import inspect
 import itertools
+import json
 import re
 import typing
 from collections.abc import Collection, Mapping
@@ -123,7 +124,13 @@ def toml_value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(toml_value, cast('list[Any]', value)))}]"
-    return str(value) if isinstance(value, (int, float)) or value is None else f'"{value}"'
+    if isinstance(value, Mapping):
+        items = cast("Mapping[str, Any]", value).items()
+        return f"{{{','.join(f'{toml_value(name)}={toml_value(held)}' for name, held in items)}}}"
+    if isinstance(value, str):
+        # JSON's escapes are TOML's; only DEL is one more that TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value)  # numbers, dates and times; None, where a default is shown
 
 
 def _keywords(factory: Any, reserved: Collection[str]) -> dict[str, inspect.Parameter]:

@@ -13,15 +13,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from vgg_jax.errors import OptionError, PluginError, UnknownPluginError, VggJaxError
-from vgg_jax.local_plugins import file_digest, load_file
+from vgg_jax.errors import OptionError, PluginError, UnknownPluginError, VggJaxError, cause_of
+from vgg_jax.local_plugins import LOCAL_MODULE, file_digest, load_file
 from vgg_jax.plugin_options import as_python, check_options, option_types, toml_value
+from vgg_jax.plugin_packages import canonical_package, plugin_packages
 
 Kind = Literal["head", "augmentation"]
 GROUPS: Mapping[Kind, str] = {"head": "vgg_jax.heads", "augmentation": "vgg_jax.augmentations"}
@@ -33,7 +35,7 @@ _GROUP = re.compile(r"(vgg_jax\.(?:heads|augmentations))(?:\.v(\d+))?")
 _LOCAL_REF = re.compile(r"(?P<file>.+\.py)#(?P<name>[^:/]*)(?::(?P<options>.*))?", re.DOTALL)
 _BARE_WORD = re.compile(
     r"""
-    ("[^"]*"|'[^']*')                           # what is quoted already stays as it is
+    ("(?:\\.|[^"\\])*"|'[^']*')                         # what is quoted already stays as it is
     | (?<=[=\[,\s]) (?!(?:true|false|inf|nan)\b)
       ([A-Za-z_][\w.-]*)                        # a word
       (?![\w.-]) (?!\s*=)                       # that is no option's name
@@ -105,7 +107,7 @@ class Plugin:
             return metadata.EntryPoint(self.name, self.target, GROUPS[self.kind]).load()
         except (Exception, SystemExit) as error:
             raise PluginError(
-                f"{self.described} cannot be loaded from {self.target}: {_cause(error)}."
+                f"{self.described} cannot be loaded from {self.target}: {cause_of(error)}."
                 f" {self.way_out}"
             ) from error
 
@@ -140,32 +142,15 @@ def list_plugins(kind: Kind | None = None) -> list[Plugin]:
     """
     kinds: dict[str, Kind] = {group: group_kind for group_kind, group in GROUPS.items()}
     found: set[Plugin] = set()
-    installed = metadata.entry_points()
-    for group in installed.groups:
-        match = _GROUP.fullmatch(group)
-        if match is None or kind not in (None, kinds[match[1]]):
-            continue
-        found |= {
-            Plugin(
-                kind=kinds[match[1]],
-                name=entry.name,
-                package=entry.dist.name if entry.dist else "unknown",
-                version=entry.dist.version if entry.dist else "unknown",
-                target=entry.value,
-                contract=int(match[2] or 1),
-            )
-            for entry in installed.select(group=group)
-        }
+    for package in plugin_packages():
+        for group, name, target in package.entries:
+            match = _GROUP.fullmatch(group)
+            if match and kind in (None, kinds[match[1]]):
+                version = int(match[2] or 1)
+                found.add(
+                    Plugin(kinds[match[1]], name, package.name, package.version, target, version)
+                )
     return sorted(found)
-
-
-def package_summaries() -> dict[str, str]:
-    """Return what the packages of plugins say of themselves in one line; imports none of them."""
-    return {
-        package: str(metadata.metadata(package).json.get("summary", ""))
-        for package in {plugin.package for plugin in list_plugins()}
-        if package != "unknown"
-    }
 
 
 def allowed_packages() -> tuple[str, ...] | None:
@@ -174,11 +159,6 @@ def allowed_packages() -> tuple[str, ...] | None:
     if value is None:
         return None
     return tuple(canonical_package(name) for name in value.split(",") if name.strip())
-
-
-def canonical_package(name: str) -> str:
-    """Return a package's name as indexes compare it: lower case, single hyphens."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def find_plugin(kind: Kind, ref: str) -> Plugin:
@@ -243,6 +223,8 @@ def origin_of(thing: object) -> str:
     for plugin in list_plugins():
         if plugin.target == target:
             return f"{plugin.kind} {plugin.name!r} of {plugin.package} {plugin.version} ({target})"
+    if kind.__module__.startswith(LOCAL_MODULE):
+        return f"{kind.__qualname__} in {sys.modules[kind.__module__].__file__}"
     return target.replace(":", ".")
 
 
@@ -294,7 +276,7 @@ def build(kind: Kind, choice: PluginChoice, *args: Any, **kwargs: Any) -> Any:
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"{plugin.described} failed: {_cause(error)}. {plugin.way_out}"
+            f"{plugin.described} failed: {cause_of(error)}. {plugin.way_out}"
         ) from error
 
 
@@ -333,9 +315,3 @@ def _conflict(kind: Kind, ref: str, claims: Sequence[Plugin]) -> str:
     packages = " and ".join(f"{plugin.package} {plugin.version}" for plugin in claims)
     choices = " or ".join(f"{plugin.package}/{plugin.name}" for plugin in claims)
     return f"The {kind} {ref!r} is claimed by {packages}. Name one: {choices}."
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, SystemExit):
-        return f"it ended the process (SystemExit: {error.code})"
-    return f"{type(error).__name__}: {error}"

@@ -21,7 +21,7 @@ from vgg_jax.contract import (
     PixelAugmentation,
     require,
 )
-from vgg_jax.errors import PluginError
+from vgg_jax.errors import PluginError, cause_of
 
 _PLACES: dict[type[Augmentation], tuple[int, str]] = {
     HostAugmentation: (0, "host"),
@@ -208,10 +208,9 @@ def _call(augmentation: Augmentation, method: str, *arguments: Any) -> Any:
     """Call a method of an augmentation; what it raises becomes a `PluginError`."""
     try:
         return getattr(augmentation, method)(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
-            f"The method {method} of {plugins.origin_of(augmentation)} failed:"
-            f" {type(error).__name__}: {error}"
+            f"The method {method} of {plugins.origin_of(augmentation)} failed: {cause_of(error)}"
         ) from error
 
 

@@ -14,7 +14,8 @@ from vgg_jax.cli.console import print_json, print_table, say, user_errors
 from vgg_jax.cli.plugin_check import check
 from vgg_jax.cli.plugin_new import new
 from vgg_jax.errors import ConfigError
-from vgg_jax.plugins import OWN_PACKAGE, Plugin, list_plugins, package_summaries
+from vgg_jax.plugin_packages import plugin_packages
+from vgg_jax.plugins import OWN_PACKAGE, Plugin, list_plugins
 
 if TYPE_CHECKING:
     from vgg_jax.testing.probe import Probe
@@ -50,11 +51,18 @@ def list_installed(
 
             say(f"Importing {len(found)} plugins.")
             probes = probe_plugins([plugin for plugin in found if not plugin.problem])
-        summaries = package_summaries()
+        packages = plugin_packages()
+        summaries = {package.name: package.summary for package in packages}
+        damaged = {package.name: package.fault for package in packages if package.fault}
         rows = [_entry(plugin, summaries, probes.get(plugin)) for plugin in found]
         if as_json:
-            print_json({"plugins": rows})
+            print_json({"plugins": rows, "damaged_packages": damaged})
             return
+        for name, fault in damaged.items():
+            say(
+                f"Warning: The plugins of {name} cannot be listed: {fault}. Install that package"
+                " again, or remove it."
+            )
         shown = ("name", "kind", "package", "version")
         print_table(
             [*shown, "summary"],

@@ -16,7 +16,7 @@ import numpy as np
 from vgg_jax.contract import HostAugmentation
 from vgg_jax.data.decode import INTERPOLATIONS, Interpolation, decode_image, resize_image
 from vgg_jax.data.examples import Examples, content_hash
-from vgg_jax.errors import PluginError
+from vgg_jax.errors import PluginError, cause_of
 from vgg_jax.plugins import origin_of
 
 _ORDER = 2  # keeps these draws apart from others of the same seed
@@ -165,9 +165,9 @@ def _augmented(
     """Apply a host augmentation; what it raises or returns amiss becomes a `PluginError`."""
     try:
         image = augmentation.apply(rng, image)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
-            f"The method apply of {origin_of(augmentation)} failed: {type(error).__name__}: {error}"
+            f"The method apply of {origin_of(augmentation)} failed: {cause_of(error)}"
         ) from error
     if (
         isinstance(image, np.ndarray)

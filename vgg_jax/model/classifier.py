@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vgg_jax.errors import PluginError
+from vgg_jax.errors import PluginError, VggJaxError, cause_of
 from vgg_jax.layers import HEAD
 from vgg_jax.model.vgg16 import VGG16
-from vgg_jax.plugins import PluginChoice, build
+from vgg_jax.plugins import PluginChoice, build, find_plugin
 
 Parameters = dict[str, jax.Array]  # {path: array}; paths as in `vgg_jax.model.freezing`
 
@@ -25,13 +25,17 @@ class Classifier(nnx.Module):
         backbone: VGG16 without its top.
         head: Maps the backbone's features `[B, h, w, c]` to logits `[B, K]`.
         boundary: First trained layer, or `head`.
+        head_name: The head's kind, name and origin, for messages.
     """
 
-    def __init__(self, backbone: VGG16, head: nnx.Module, boundary: str) -> None:
+    def __init__(
+        self, backbone: VGG16, head: nnx.Module, boundary: str, head_name: str = "The head"
+    ) -> None:
         """Join a backbone and a head."""
         self.backbone = backbone
         self.head = head
         self.boundary = boundary
+        self.head_name = head_name
 
     def prefix(self, images: jax.Array) -> jax.Array:
         """Map RGB `[B, H, W, 3]`, uint8 or float32 in [0, 1], to the features at the boundary."""
@@ -42,7 +46,22 @@ class Classifier(nnx.Module):
         """Map the features at the boundary to logits `[B, K]`."""
         if self.boundary != HEAD:
             features = self.backbone.run(features, start=self.boundary)
-        return self.head(features)  # pyright: ignore[reportCallIssue]
+        return self.classify(features)
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Map the backbone's features `[B, h, w, c]` to logits `[B, K]`.
+
+        Raises:
+            PluginError: If the head fails; names it and the cause.
+        """
+        try:
+            return self.head(features)  # pyright: ignore[reportCallIssue]
+        except VggJaxError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise PluginError(
+                f"{self.head_name} failed on features {features.shape}: {cause_of(error)}"
+            ) from error
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Map RGB `[B, H, W, 3]`, uint8 or float32 in [0, 1], to logits `[B, K]`."""
@@ -86,7 +105,7 @@ def make_functional(classifier: Classifier) -> tuple[Functional, Parameters]:
     _, variables, randomness, others = nnx.split(classifier, nnx.Param, nnx.RngState, ...)
     for path, variable in nnx.to_flat_state(others):
         raise PluginError(
-            f"The head {type(classifier.head).__name__} holds a {type(variable).__name__} at"
+            f"{classifier.head_name} holds a {type(variable).__name__} at"
             f" {path_name(path)!r}; a head may hold nnx.Param and dropout's generator only."
         )
     parameters = {
@@ -118,27 +137,20 @@ def build_classifier(
     """
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     shape = nnx.eval_shape(lambda module, x: module.run(x), backbone, image).shape[1:]
+    name = find_plugin("head", head.ref).described
     module = build("head", head, shape, num_classes, rngs=nnx.Rngs(seed))
     if not isinstance(module, nnx.Module):
-        raise PluginError(
-            f"The head {head.ref!r} built a {type(module).__name__}, not a flax.nnx.Module."
-        )
-    try:
-        module.train()  # where dropout, say, may fail that does nothing otherwise
-        logits = nnx.eval_shape(
-            lambda head, x: head(x), module, jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-        )
-    except Exception as error:
-        raise PluginError(
-            f"The head {head.ref!r} failed on features {(2, *shape)}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise PluginError(f"{name} built a {type(module).__name__}, not a flax.nnx.Module.")
+    classifier = Classifier(backbone, module, boundary, name)
+    classifier.train()  # where dropout, say, may fail that does nothing otherwise
+    features = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    logits = nnx.eval_shape(lambda joined, x: joined.classify(x), classifier, features)
     if getattr(logits, "shape", None) != (2, num_classes):
         raise PluginError(
-            f"The head {head.ref!r} maps features {(2, *shape)} to"
-            f" {getattr(logits, 'shape', logits)!r}, but must give logits {(2, num_classes)}."
+            f"{name} maps features {(2, *shape)} to {getattr(logits, 'shape', logits)!r}, but must"
+            f" give logits {(2, num_classes)}."
         )
-    return Classifier(backbone, module, boundary)
+    return classifier
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -116,7 +116,9 @@ class RunFolder:
         """
         plugins = self.read_record().plugins
         config = ResolvedConfig.from_values(read_toml(self.path / "config.toml"))
-        check_plugins(self.path, plugins, training=training, allow_local_code=allow_local_code)
+        check_plugins(
+            config, self.path, plugins, training=training, allow_local_code=allow_local_code
+        )
         return as_used(config, self.path, plugins)
 
     def read_record(self) -> RunRecord:

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import PluginError, RunError
+from vgg_jax.plugin_packages import canonical_package
 from vgg_jax.plugins import (
     OWN_PACKAGE,
     Kind,
     Plugin,
     PluginChoice,
-    canonical_package,
     find_plugin,
     list_plugins,
     parse_choice,
@@ -85,45 +85,63 @@ def as_used(config: _Config, run: Path, records: Records) -> _Config:
 
 
 def check_plugins(
-    run: Path, records: Records, *, training: bool, allow_local_code: bool = False
+    config: TrainConfig,
+    run: Path,
+    records: Records,
+    *,
+    training: bool,
+    allow_local_code: bool = False,
 ) -> None:
     """Check that the plugins of a run are here, and that its own code may be run.
 
     Args:
+        config: The run's, as written: what it names is what would be run.
         run: The run's folder.
         records: Its plugins, as `record_plugins` described them.
         training: Whether the augmentations are needed too.
         allow_local_code: Whether to run code of files that the run carries.
 
     Raises:
-        RunError: If a plugin is missing, is of another major version, was changed, or is code that
-            was not allowed; it says what to do.
+        RunError: If a plugin is missing, is of another major version, was changed, is code that
+            was not allowed, or is none that the run recorded; it says what to do.
     """
     for record in records:
-        if record["kind"] == "augmentation" and not training:
-            continue
-        if "file" in record:
-            _check_file(run, record, allow_local_code)
-        else:
+        if "file" not in record and (training or record["kind"] == "head"):
             _check_installed(run, record)
+    named: list[tuple[Kind, str]] = [("head", config.head)]
+    if training:
+        named.extend(("augmentation", text) for text in config.augment)
+    for kind, text in named:
+        ref = parse_choice(text).ref
+        if "#" in ref:
+            _check_file(run, kind, ref, records, allow_local_code)
 
 
-def _check_file(run: Path, record: Mapping[str, Any], allow_local_code: bool) -> None:
-    file = run / record["file"]
+def _check_file(run: Path, kind: Kind, ref: str, records: Records, allow_local_code: bool) -> None:
+    record = next(
+        (r for r in records if r["kind"] == kind and f"{r.get('file')}#{r['name']}" == ref), None
+    )
+    file, name = ref.rsplit("#", 1)
+    inside = (run / file).resolve().is_relative_to((run / FOLDER).resolve())
+    if record is None or not inside:
+        raise RunError(
+            f"The config.toml of {run} names code, {ref}, that its run.json does not record as the"
+            f" run's own. One of them was changed; the code is not run. Put the original back."
+        )
     if not allow_local_code:
         raise RunError(
-            f"The {record['kind']} {record['name']!r} of {run} is code in {file}, which would be"
-            " run. If you trust whoever made this run, allow it: --allow-local-code (in Python:"
+            f"The {kind} {name!r} of {run} is code in {run / file}, which would be run. If you"
+            " trust whoever made this run, allow it: --allow-local-code (in Python:"
             " allow_local_code=True)."
         )
     try:
-        plugin = find_plugin(record["kind"], f"{file}#{record['name']}")
+        plugin = find_plugin(kind, f"{run / file}#{name}")
     except PluginError as error:
         raise RunError(f"{run} is damaged: {error}") from error
     if plugin.sha256 != record["sha256"]:
         raise RunError(
-            f"{file} was changed since the training: its SHA-256 begins with {plugin.version}, not"
-            f" {record['sha256'][:12]}. Put the original back."
+            f"{run / file} was changed since the training: its SHA-256 begins with"
+            f" {plugin.version}, not {record['sha256'][:12]}. Put the original back."
         )
 
 

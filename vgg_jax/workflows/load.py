@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vgg_jax.config import DEMO, ResolvedConfig
-from vgg_jax.errors import PluginError, RunError, VggJaxError, WeightsError
+from vgg_jax.errors import PluginError, RunError, VggJaxError, WeightsError, cause_of
 from vgg_jax.layers import HEAD, kernel_shapes
 from vgg_jax.model.classifier import (
     Classifier,
@@ -209,7 +209,7 @@ def build_functional(
     initialise = getattr(classifier.head, "initialise_from", None)
     if initialise is not None and progress is not None:
         if opened.has_top and opened.folder is not None:
-            _initialise(initialise, load_weights(opened.folder, with_top=True).top, config.head)
+            _initialise(initialise, load_weights(opened.folder, with_top=True).top, classifier)
         else:
             progress.note(
                 f"The weights {opened.weights} have no top for the head {config.head} to start"
@@ -219,16 +219,17 @@ def build_functional(
 
 
 def _initialise(
-    initialise: Callable[[Mapping[str, Pair]], None], top: Mapping[str, Pair], head: str
+    initialise: Callable[[Mapping[str, Pair]], None],
+    top: Mapping[str, Pair],
+    classifier: Classifier,
 ) -> None:
     try:
         initialise(top)
     except VggJaxError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
-            f"The head {head} failed to start from the top of the weights:"
-            f" {type(error).__name__}: {error}"
+            f"{classifier.head_name} failed to start from the top of the weights: {cause_of(error)}"
         ) from error
 
 

@@ -25,7 +25,7 @@ from vgg_jax.training.loop import Feed, Limits, Start, fit
 from vgg_jax.training.metrics import Evaluation
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.run_folder import RunFolder, claim_run_path, new_record
-from vgg_jax.training.run_plugins import local_plugins
+from vgg_jax.training.run_plugins import as_used, as_written, local_plugins
 from vgg_jax.training.steps import Steps, Totals, TrainState, data_mesh, replicate
 from vgg_jax.workflows.evaluate import evaluate
 from vgg_jax.workflows.feed import (
@@ -65,7 +65,8 @@ class Run:
 
     def evaluate(self, data: str | None = None, split: Split = "test") -> Evaluation:
         """Evaluate the best epoch's classifier, on a split of the run's own data by default."""
-        return evaluate(self.path, data=data, split=split)
+        # A head in a file: this very training has run its code; another file is refused.
+        return evaluate(self.path, data=data, split=split, allow_local_code=True)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -154,7 +155,7 @@ def resume_training(
     run = RunFolder(Path(options["run"]))
     record = run.read_record()
     config = run.read_config(training=True, allow_local_code=allow_local_code)
-    config = _with_options(config, options)
+    config = _with_options(run, config, options)
     if record.converted_from:
         raise ConfigError(
             f"{run.path} was converted from {record.converted_from}, not trained here, so there is"
@@ -297,12 +298,15 @@ class _Session:
             )
 
 
-def _with_options(config: ResolvedConfig, options: Mapping[str, Any]) -> ResolvedConfig:
+def _with_options(
+    run: RunFolder, config: ResolvedConfig, options: Mapping[str, Any]
+) -> ResolvedConfig:
     """Return a run's configuration with the new `epochs`; refuse other differences."""
     given = {name: value for name, value in options.items() if value is not None}
     if "data" in given:
         given["data"] = absolute_data(given["data"])
     wanted = ResolvedConfig.from_values({**config.as_toml_values(), **given})
+    wanted = as_used(as_written(wanted), run.path, run.read_record().plugins)
     for name in sorted(given.keys() - _MAY_CHANGE_ON_RESUME):
         old, new = getattr(config, name), getattr(wanted, name)
         if old != new:
