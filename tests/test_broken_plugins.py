@@ -13,9 +13,15 @@ from typing import Any
 import pytest
 
 from vgg_jax import train
-from vgg_jax.errors import PluginError
+from vgg_jax.errors import OptionError, PluginError
 from vgg_jax.plugins import find_plugin, list_plugins
-from vgg_jax.testing import PluginContractError, Report, check_augmentation, check_head
+from vgg_jax.testing import (
+    PluginContractError,
+    Report,
+    check_augmentation,
+    check_head,
+    check_plugin,
+)
 from vgg_jax.testing.augmentations import examine_augmentation
 from vgg_jax.testing.heads import examine_head
 from vgg_jax.testing.probe import probe_plugins
@@ -88,7 +94,7 @@ AUGMENTATIONS: dict[str, tuple[str, str, str]] = {
         "keeps-shape",
         "takes 2 positional arguments but 3 were given",
     ),
-    "changes shape": (pixel("image[1:] * self.strength"), "keeps-shape", "not (16, 16, 3)"),
+    "changes shape": (pixel("image[1:] * self.strength"), "keeps-shape", "not (32, 32, 3)"),
     "changes type": (pixel("(image * 2).astype(jnp.bfloat16)"), "keeps-dtype", "bfloat16"),
     "ignores its key": (
         pixel("image * (1 - self.strength * jax.random.uniform(jax.random.key(0)))"),
@@ -162,6 +168,39 @@ AUGMENTATIONS: dict[str, tuple[str, str, str]] = {
         "padding-stays-out",
         "values of padding",
     ),
+    "mixes clean padding in": (
+        other(
+            "BatchAugmentation",
+            "def apply(self, key, images, targets, valid):\n"
+            "    share = self.strength * jax.random.uniform(key)\n"
+            "    return (1 - share) * images + share * images.mean(0), targets",
+        ),
+        "padding-stays-out",
+        "values of padding",
+    ),
+    "draws when it is built": (
+        other(
+            "PixelAugmentation",
+            "def apply(self, key, image):\n"
+            "    return jnp.clip(image * jax.random.uniform(key) * self.drawn, 0, 1)",
+        ).replace(
+            "    def __post_init__(self):\n",
+            "    def __post_init__(self):\n"
+            "        object.__setattr__(self, 'drawn', np.random.default_rng().uniform(0.1, 1))\n",
+        ),
+        "same-key-same-output",
+        "they differ by",
+    ),
+    "draws for large pictures": (
+        other(
+            "HostAugmentation",
+            "def apply(self, rng, image):\n"
+            "    rng = np.random.default_rng() if image.shape[0] > 100 else rng\n"
+            "    return image ^ rng.integers(0, 2, image.shape, np.uint8)",
+        ),
+        "same-key-same-output",
+        "pixels differ",
+    ),
     "loses targets": (
         other(
             "BatchAugmentation",
@@ -195,7 +234,22 @@ HEADS: dict[str, tuple[str, str, str]] = {
     "looks at the batch": (
         head("return self.logits(x - x.mean(0))"),
         "logits-of-each-picture",
-        "other pictures in the batch",
+        "picture 0 of the batch changes the logits of others",
+    ),
+    "adds pictures up": (
+        head("return self.logits(jnp.cumsum(x, 0))"),
+        "logits-of-each-picture",
+        "picture 0 of the batch changes the logits of others",
+    ),
+    "knows its place": (
+        head("return self.logits(x) + jnp.arange(x.shape[0])[:, None]"),
+        "logits-of-each-picture",
+        "the place in the batch",
+    ),
+    "draws when it is built": (
+        head("return self.logits(x) * self.drawn", "self.drawn = random.random()"),
+        "checkpoint-round-trip",
+        "they differ by",
     ),
     "probabilities of another shape": (
         head("return self.logits(x)[:, :1]"),
@@ -229,6 +283,37 @@ HEADS: dict[str, tuple[str, str, str]] = {
         "other values of head/offset",
     ),
 }
+SOUND_HEADS: dict[str, str] = {
+    "zeros to begin with": head(
+        "return self.logits(x)",
+        "zeros = nnx.initializers.zeros_init()\n"
+        "self.logits = nnx.Linear(feature_shape[-1], num_classes, kernel_init=zeros, rngs=rngs)",
+    ),
+    "groups of channels": head(
+        "return self.logits(nnx.relu(self.norm(features)).mean((1, 2)))",
+        "self.norm = nnx.GroupNorm(feature_shape[-1], num_groups=32, rngs=rngs)",
+    ),
+    "a convolution without padding": head(
+        "return self.logits(nnx.relu(self.conv(features)).mean((1, 2)))",
+        "c = feature_shape[-1]\nself.conv = nnx.Conv(c, c, (3, 3), padding='VALID', rngs=rngs)",
+    ),
+}
+SOUND_AUGMENTATIONS: dict[str, str] = {
+    "mixup": other(
+        "BatchAugmentation",
+        "def apply(self, key, images, targets, valid):\n"
+        "    share = self.strength * jax.random.uniform(key) * (valid & jnp.roll(valid, 1))\n"
+        "    mixed = lambda x, s: (1 - s) * x + s * jnp.roll(x, 1, 0)\n"
+        "    return mixed(images, share[:, None, None, None]), mixed(targets, share[:, None])",
+    ),
+    "a square of 24 pixels": other(
+        "PixelAugmentation",
+        "def apply(self, key, image):\n"
+        "    y, x = jax.random.randint(key, (2,), 0, jnp.array(image.shape[:2]) - 23)\n"
+        "    cover = (1 - self.strength) * jax.lax.dynamic_slice(image, (y, x, 0), (24, 24, 3))\n"
+        "    return jax.lax.dynamic_update_slice(image, cover, (y, x, 0))",
+    ),
+}
 IMPORTS: dict[str, tuple[str, str]] = {  # source, what the listing says
     "import-error": ("import no_such_module_anywhere\n", "No module named 'no_such_module"),
     "syntax-error": ("def broken(:\n", "SyntaxError"),
@@ -243,6 +328,33 @@ def broken(source: str) -> Any:
     sys.modules["broken_module"] = module  # dataclasses look it up
     exec(source, module.__dict__)
     return module.Broken  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("name", SOUND_HEADS)
+def test_sound_heads_pass(name):
+    assert examine_head(broken(SOUND_HEADS[name])).failures == ()
+
+
+@pytest.mark.parametrize("name", SOUND_AUGMENTATIONS)
+def test_sound_augmentations_pass(name):
+    assert examine_augmentation(broken(SOUND_AUGMENTATIONS[name])).failures == ()
+
+
+def test_a_batch_augmentation_may_do_the_same_for_every_key():
+    halves = other(
+        "BatchAugmentation",
+        "def apply(self, key, images, targets, valid):\n"
+        "    return (1 - self.strength / 2) * images, targets",
+    )
+    assert examine_augmentation(broken(halves)).failures
+    assert examine_augmentation(broken(halves), fixed=True).failures == ()
+
+
+def test_wrong_options_are_the_users_not_the_plugins():
+    with pytest.raises(OptionError, match="degrees"):
+        check_plugin("rotation:degrees=abc")
+    with pytest.raises(OptionError, match="foo"):
+        check_plugin("rotation:foo=1")
 
 
 def seen_of(report: Report, rule: str) -> str:

@@ -137,3 +137,12 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
     second = CliRunner().invoke(app, ["plugins", "new", "head", "mine", "--out", str(tmp_path)])
     assert second.exit_code == 1
     assert "vgg-jax-mine exists" in second.output
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("head", "none"), ("head", "true"), ("augmentation", "pixel-augmentation")]
+)
+def test_names_that_python_or_the_interface_has_are_refused(kind, name, tmp_path):
+    with pytest.raises(ConfigError, match=f"such as my-{name}"):
+        new_plugin(kind, name, out=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ from vgg_jax.testing.batch import look_at_batch
 from vgg_jax.testing.options import look_at_options, numeric_zeros
 from vgg_jax.testing.report import Examination, Report
 
-_SIZES = ((16, 16), (20, 13))
+_SIZES = ((32, 32), (40, 33), (128, 128))  # from the smallest that a training has
 _TOLERANCE = 1e-5
 _KEYS = 8
 
@@ -108,14 +108,21 @@ def _look_at(
     examination.look("hashable", lambda: _hash_fault(item))
     calm, reason = _calm(item, neutral)
     if isinstance(item, HostAugmentation):
-        _look_at_host(examination, item, fixed, calm, reason)
+        _look_at_host(examination, item, _twin(item), fixed, calm, reason)
     elif isinstance(item, BatchAugmentation):
-        look_at_batch(examination, item, calm, reason)
+        look_at_batch(examination, item, _twin(item), fixed, calm, reason)
     elif isinstance(item, (PixelAugmentation, GeometricAugmentation)):
         _look_at_image_augmentation(examination, item, fixed, calm, reason)
     else:
         kind = type(item).__name__
         examination.look("can-be-built", lambda: f"{kind} is of none of the four kinds")
+
+
+def _twin(item: Any) -> Any:
+    """Build an augmentation anew with the same options: nothing may be drawn then."""
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return dataclasses.replace(item)
+    return item
 
 
 def _calm(item: Any, neutral: Mapping[str, Any] | None) -> tuple[Any, str]:
@@ -145,6 +152,7 @@ def _look_at_image_augmentation(
     reason: str,
 ) -> None:
     keys = jax.random.split(jax.random.key(0), _KEYS)
+    twin = _twin(item)
     for size in _SIZES:
         image = _picture(size)
         call = _call_of(item, image)
@@ -155,6 +163,12 @@ def _look_at_image_augmentation(
         examination.look(
             "same-key-same-output", lambda c=call: _differs(c(keys[0]), c(keys[0]), 0.0)
         )
+        examination.look(
+            "same-key-same-output",
+            lambda c=call, i=image: _differs(_call_of(twin, i)(keys[0]), c(keys[0]), 0.0),
+        )
+        if size == _SIZES[-1]:
+            break  # the others cost more, and depend on the size less
         examination.look(
             "jit-equals-eager", lambda c=call: _differs(jax.jit(c)(keys[1]), c(keys[1]))
         )
@@ -250,7 +264,12 @@ def _recompilation_fault(item: Augmentation, keys: jax.Array) -> str | None:
 
 
 def _look_at_host(
-    examination: Examination, item: HostAugmentation, fixed: bool, calm: Any, reason: str
+    examination: Examination,
+    item: HostAugmentation,
+    twin: HostAugmentation,
+    fixed: bool,
+    calm: Any,
+    reason: str,
 ) -> None:
     def draw(seed: int, image: np.ndarray) -> np.ndarray:
         return item.apply(np.random.default_rng(seed), image)
@@ -263,6 +282,10 @@ def _look_at_host(
             return
         examination.look("keeps-dtype", lambda i=image: _host_dtype_fault(draw(0, i)))
         examination.look("same-key-same-output", lambda i=image: _unequal(draw(0, i), draw(0, i)))
+        examination.look(
+            "same-key-same-output",
+            lambda i=image: _unequal(twin.apply(np.random.default_rng(0), i), draw(0, i)),
+        )
         examination.look("leaves-its-input", lambda i=image, b=before: _unequal(i, b))
     image = np.random.default_rng(1).integers(0, 256, (*_SIZES[0], 3), np.uint8)
     if fixed:

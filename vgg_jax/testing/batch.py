@@ -19,11 +19,16 @@ _Batch = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def look_at_batch(
-    examination: Examination, item: BatchAugmentation, calm: Any, reason: str
+    examination: Examination,
+    item: BatchAugmentation,
+    twin: BatchAugmentation,
+    fixed: bool,
+    calm: Any,
+    reason: str,
 ) -> None:
-    """Check a batch augmentation; `calm` has its neutral options, or None for a `reason`."""
+    """Check a batch augmentation; `twin` has its options, `calm` its neutral ones."""
     keys = jax.random.split(jax.random.key(0), _KEYS)
-    whole, padded = _batch(_ROWS, 0.0), _batch(_ROWS - 3, jnp.nan)
+    whole, padded, otherwise = _batch(_ROWS), _batch(_ROWS - 3), _batch(_ROWS - 3, 1.0)
 
     def call(key: jax.Array, batch: _Batch = whole) -> tuple[jax.Array, jax.Array]:
         return item.apply(key, *batch)
@@ -34,19 +39,21 @@ def look_at_batch(
     examination.look("keeps-dtype", lambda: _dtype_fault(call(keys[0])))
     examination.look("same-key-same-output", lambda: _differs(call(keys[0]), call(keys[0]), 0.0))
     examination.look(
-        "uses-its-key",
-        lambda: (
-            None
-            if any(_differs(call(key), call(keys[0])) for key in keys[1:])
-            else f"{_KEYS} keys give one output"
-        ),
+        "same-key-same-output", lambda: _differs(twin.apply(keys[0], *whole), call(keys[0]), 0.0)
     )
+    if fixed:
+        examination.skip("uses-its-key", "it is said to do the same for every key")
+    else:
+        examination.look("uses-its-key", lambda: _fixed_fault([call(key) for key in keys]))
     examination.look("jit-equals-eager", lambda: _differs(jax.jit(call)(keys[1]), call(keys[1])))
     examination.look("no-recompilation", lambda: _recompilation_fault(item, keys, whole))
     for key in keys:
         examination.look("keeps-range", lambda k=key: _range_fault(call(k)[0]))
         examination.look("targets-stay-shares", lambda k=key: _targets_fault(call(k)[1]))
-        examination.look("padding-stays-out", lambda k=key: _padding_fault(call(k, padded), padded))
+        examination.look(
+            "padding-stays-out",
+            lambda k=key: _padding_fault(call(k, padded), call(k, otherwise), padded[2]),
+        )
     if calm is None:
         examination.skip("nothing-at-strength-zero", reason)
     else:
@@ -56,14 +63,15 @@ def look_at_batch(
         )
 
 
-def _batch(valid: int, padding: float) -> _Batch:
+def _batch(valid: int, padding: float = 0.0) -> _Batch:
+    """Return a batch whose rows from `valid` on are padding, pictures of the grey `padding`."""
     rng = np.random.default_rng(0)
     is_valid = jnp.arange(_ROWS) < valid
     images = jnp.asarray(rng.uniform(0.02, 0.98, (_ROWS, _SIDE, _SIDE, 3)), jnp.float32)
-    targets = jax.nn.one_hot(jnp.arange(_ROWS) % _CLASSES, _CLASSES)
+    classes = jnp.where(is_valid, jnp.arange(_ROWS) % _CLASSES, int(padding))
     return (
         jnp.where(is_valid[:, None, None, None], images, padding),
-        jnp.where(is_valid[:, None], targets, padding),
+        jax.nn.one_hot(classes, _CLASSES),
         is_valid,
     )
 
@@ -98,11 +106,18 @@ def _targets_fault(targets: jax.Array) -> str | None:
     return _range_fault(targets)
 
 
-def _padding_fault(found: tuple[jax.Array, jax.Array], batch: _Batch) -> str | None:
-    for name, part in zip(("images", "targets"), found, strict=True):
-        if not bool(jnp.isfinite(part[batch[2]]).all()):
-            return f"values of padding (here NaN) are in the {name} of valid rows"
+def _padding_fault(
+    found: tuple[jax.Array, jax.Array], otherwise: tuple[jax.Array, jax.Array], valid: jax.Array
+) -> str | None:
+    for name, one, other in zip(("images", "targets"), found, otherwise, strict=True):
+        if _differs((one[valid],), (other[valid],)):
+            return f"values of padding are in the {name} of valid rows"
     return None
+
+
+def _fixed_fault(outputs: list[tuple[jax.Array, jax.Array]]) -> str | None:
+    changing = any(_differs(other, outputs[0]) for other in outputs[1:])
+    return None if changing else f"{len(outputs)} keys give one output"
 
 
 def _recompilation_fault(item: BatchAugmentation, keys: jax.Array, batch: _Batch) -> str | None:

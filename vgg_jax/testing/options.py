@@ -12,7 +12,8 @@ from vgg_jax.errors import OptionError
 from vgg_jax.plugin_options import Option, describe_options, option_types
 from vgg_jax.testing.report import Examination
 
-_BOUNDS = re.compile(r"in ([\[(])\s*(-?[\w.]+)\s*,\s*(-?[\w.]+)\s*([\])])")
+_BOUNDS = re.compile(r"in ([\[(])\s*(-?[\w.]+(?:e-\d+)?)\s*,\s*(-?[\w.]+(?:e-\d+)?)\s*([\])])")
+_ONE_BOUND = re.compile(r"\b(at least|above) (-?[\d.]+(?:e-?\d+)?)")
 _NUMBERS = (int, float)
 
 
@@ -74,7 +75,7 @@ def _documentation_fault(options: Collection[Option], numeric: Collection[Option
     missing = [option.name for option in options if not option.meaning]
     if missing:
         return f"nothing is said of {', '.join(missing)}"
-    unbounded = [option.name for option in numeric if not _BOUNDS.search(option.meaning)]
+    unbounded = [option.name for option in numeric if not option.range]
     return f"no range is given for {', '.join(unbounded)}" if unbounded else None
 
 
@@ -82,7 +83,7 @@ def _outside(option: Option, kind: type) -> list[Any]:
     """Return values just beyond the documented bounds; NaN too where any number has a place."""
     match = _BOUNDS.search(option.meaning)
     if match is None:
-        return []
+        return _below(option, kind)
     low, high = (_number(text) for text in (match[2], match[3]))
     step = 1 if kind is int else 0.01
     values: list[Any] = []
@@ -91,6 +92,14 @@ def _outside(option: Option, kind: type) -> list[Any]:
     if high is not None and math.isfinite(high):
         values.append(kind(high) if match[4] == ")" else kind(high + step))
     return [*values, math.nan] if kind is float else values
+
+
+def _below(option: Option, kind: type) -> list[Any]:
+    match = _ONE_BOUND.search(option.meaning)
+    bound = _number(match[2].rstrip(".")) if match else None
+    if match is None or bound is None:
+        return []
+    return [kind(bound) if match[1] == "above" else kind(bound - (1 if kind is int else 0.01))]
 
 
 def _number(text: str) -> float | None:

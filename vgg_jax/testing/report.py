@@ -91,7 +91,8 @@ RULES = {
         Rule(
             "nothing-at-strength-zero",
             "With its neutral options (probability or strength 0) it changes nothing.",
-            "Users turn things off by zero, and expect them to be off.",
+            "Users turn things off by zero, and expect them to be off. Where other values do"
+            " nothing, a class attribute names them: neutral: ClassVar = {'gamma': 1.0}.",
         ),
         Rule(
             "leaves-its-input",

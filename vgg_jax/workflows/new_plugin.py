@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.resources
+import keyword
 import re
 from importlib import metadata
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
 
+from vgg_jax import api
 from vgg_jax.errors import ConfigError
 from vgg_jax.plugins import GROUPS, OWN_PACKAGE, Kind, list_plugins
 
@@ -88,6 +90,12 @@ def new_plugin(
             f"The name {name!r} cannot be used: write small letters, digits and single hyphens, a"
             " letter first, as in my-cutout."
         )
+    class_name = _class_name(plain)
+    if keyword.iskeyword(class_name) or class_name in api.__all__:
+        raise ConfigError(
+            f"The name {name!r} cannot be used: its class would be called {class_name}, which"
+            f" Python or vgg_jax.api has already. Choose another one, such as my-{plain}."
+        )
     taken = [plugin for plugin in list_plugins(kind) if plugin.name == plain]
     if taken:
         raise ConfigError(
@@ -110,6 +118,10 @@ def new_plugin(
     return NewPlugin(folder, package, module, plain, tuple(files))
 
 
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("-"))
+
+
 def _files(
     kind: Kind, name: str, package: str, module: str, license_name: License, author: str
 ) -> dict[str, str]:
@@ -123,7 +135,7 @@ def _files(
         "name": name,
         "package": package,
         "module": module,
-        "class_name": "".join(part.capitalize() for part in name.split("-")),
+        "class_name": _class_name(name),
         "group": GROUPS[kind],
         "flag": "--head" if kind == "head" else "--augment",
         "license_id": LICENSE_IDS[license_name],
