@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from vgg_jax.config import ResolvedConfig, TrainConfig, merge_options, read_toml
-from vgg_jax.errors import ConfigError, VggJaxError
+from vgg_jax.errors import ConfigError, PluginError, VggJaxError
+from vgg_jax.plugins import find_plugin
+from vgg_jax.training.run_folder import claim_run_path
 
 
 @pytest.mark.parametrize(
@@ -114,3 +116,13 @@ def test_a_resolved_configuration_must_be_whole():
     del values["epochs"]
     with pytest.raises(ConfigError, match="'epochs' is missing"):
         ResolvedConfig.from_values(values)
+
+
+def test_the_default_head_is_the_built_in_one_whoever_claims_its_name(installed, tmp_path):
+    installed("other-heads", "1.0", {"dense256": "other:Head"})
+    config = TrainConfig.from_values({})
+    assert config.head == "vgg-jax/dense256"
+    assert find_plugin("head", config.head).package == "vgg-jax"
+    assert claim_run_path(config, tmp_path).name == "demo-dense256-1"
+    with pytest.raises(PluginError, match=r"claimed by other-heads 1.0 and vgg-jax"):
+        TrainConfig(head="dense256")  # who names it is asked which

@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +23,7 @@ from vgg_jax.errors import OptionError, PluginError, UnknownPluginError
 from vgg_jax.plugin_options import describe_options
 from vgg_jax.plugin_packages import plugin_packages
 from vgg_jax.plugins import PluginChoice, build, find_plugin, list_plugins, parse_choice
+from vgg_jax.testing.probe import probe_plugins
 from vgg_jax.workflows.summary import summarise_run
 from vgg_jax.workflows.train import train
 
@@ -334,3 +337,20 @@ def test_what_an_interrupted_uninstallation_left_is_ignored(tmp_path, monkeypatc
     (folder / "METADATA").write_text(GOOD)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert not [plugin for plugin in list_plugins() if plugin.name == "odd"]
+
+
+def test_a_hanging_import_costs_the_others_nothing(installed, tmp_path, monkeypatch):
+    (tmp_path / "hangs_when_imported.py").write_text("import time\ntime.sleep(600)\n")
+    (tmp_path / "fine_when_imported.py").write_text("Head = dict\n")
+    names = ("a-fine", "b-hangs", "c-fine", "d-hangs", "e-fine")
+    entries = {name: f"{name[2:]}_when_imported:Head" for name in names}
+    installed("some-hang", "1.0", entries)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    plugins = [find_plugin("head", name) for name in names]
+    start = time.monotonic()
+    found = probe_plugins(plugins, seconds=2)
+    assert time.monotonic() - start < 120  # three processes that import JAX
+    errors = {plugin.name: probe.error for plugin, probe in found.items()}
+    late = "its import took more than 2 s"
+    assert errors == {name: late if "hangs" in name else "" for name in names}
+    assert [plugin.name for plugin in plugins if found[plugin].ended] == ["b-hangs", "d-hangs"]

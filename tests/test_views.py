@@ -164,6 +164,17 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.usefixtures("extra")
+def test_a_single_picture_is_not_mixed_with_itself(photos, tmp_path):
+    picture, out = next(photos.rglob("*.png")), tmp_path / "grid.png"
+    arguments = ["plugins", "show", "average", "--preview", str(picture), "--out", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "average mixes pictures with each other" in result.output
+    assert "augment-preview --data FOLDER --augment average" in " ".join(result.output.split())
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("extra")
 @pytest.mark.parametrize("augment", [("rotation:degrees=90",), ("speckle", "noise")])
 def test_views_are_averaged(run, augment):
     """Against a plain loop over the views, which shares no batching with the evaluation."""

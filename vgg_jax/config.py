@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from vgg_jax.errors import ConfigError, did_you_mean
 from vgg_jax.layers import resolve_layer
 from vgg_jax.options import fits, spell
-from vgg_jax.plugins import find_plugin, parse_choice
+from vgg_jax.plugins import OWN_PACKAGE, find_plugin, list_plugins, parse_choice
 
 DEMO = "demo"
 
@@ -37,6 +37,15 @@ _DEMO_DEFAULTS: Mapping[str, Any] = {
 }
 
 
+def built_in_head(name: str = "dense256") -> str:
+    """Return how to refer to a built-in head, whatever else is installed.
+
+    That is its name, for as long as nobody else claims that.
+    """
+    claims = [plugin for plugin in list_plugins("head") if plugin.name == name]
+    return name if len(claims) == 1 else f"{OWN_PACKAGE}/{name}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Options of one training; None stands for a default that depends on the data.
@@ -45,7 +54,7 @@ class TrainConfig:
         data: Folder, `tfds:NAME` or `demo`.
         weights: Folder or name of converted weights, or `random:SEED`. Default imagenet; demo for
             the demo.
-        head: Head plugin, `REF[:OPTIONS]`.
+        head: Head plugin, `REF[:OPTIONS]`. Default dense256, the built-in one.
         augment: Augmentation plugins, `REF[:OPTIONS]` each, in the order in which they apply.
         fill: What geometric augmentations show beyond the picture's edge.
         fill_value: Grey level in [0, 1] that `fill="constant"` shows.
@@ -71,7 +80,7 @@ class TrainConfig:
 
     data: str = DEMO
     weights: str | None = None
-    head: str = "dense256"
+    head: str = dataclasses.field(default_factory=built_in_head)
     augment: tuple[str, ...] = ()
     fill: Fill = "nearest"
     fill_value: float = 0.0
@@ -152,7 +161,8 @@ class TrainConfig:
                     f" {', '.join(known)}."
                 )
         for field in fields:
-            if field.default is dataclasses.MISSING and field.name not in values:
+            required = field.default is field.default_factory is dataclasses.MISSING
+            if required and field.name not in values:
                 raise ConfigError(f"The option {field.name!r} is missing from the configuration.")
         return cls(**values)
 

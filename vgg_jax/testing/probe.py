@@ -18,7 +18,7 @@ from pathlib import Path
 from vgg_jax.errors import PluginError
 from vgg_jax.plugins import Plugin
 
-_START_SECONDS, _EACH_SECONDS = 60.0, 20.0
+_START_SECONDS, _EACH_SECONDS, _LOOK_SECONDS = 180.0, 60.0, 0.05
 # What plugins may rely on; the time that these take is not theirs.
 _FIRST = ("jax.numpy", "flax.nnx", "vgg_jax.api", "vgg_jax.augment.chain", "vgg_jax.model.heads")
 
@@ -42,12 +42,19 @@ class Probe:
     ended: bool = False
 
 
-def probe_plugins(plugins: Sequence[Plugin]) -> dict[Plugin, Probe]:
-    """Import plugins one after another, in as few processes as possible."""
+def probe_plugins(
+    plugins: Sequence[Plugin], *, seconds: float = _EACH_SECONDS
+) -> dict[Plugin, Probe]:
+    """Import plugins one after another, in as few processes as possible.
+
+    Args:
+        plugins: What to import.
+        seconds: How long each may take; the process is ended then, and the next has a new one.
+    """
     found: dict[Plugin, Probe] = {}
     waiting = list(plugins)
     while waiting:
-        probes, ended = _run(waiting)
+        probes, ended = _run(waiting, seconds)
         found.update(zip(waiting, probes, strict=False))
         waiting = waiting[len(probes) :]
         if waiting:
@@ -55,38 +62,60 @@ def probe_plugins(plugins: Sequence[Plugin]) -> dict[Plugin, Probe]:
     return found
 
 
-def _run(plugins: Sequence[Plugin]) -> tuple[list[Probe], str]:
+def _run(plugins: Sequence[Plugin], seconds: float) -> tuple[list[Probe], str]:
     """Return what a process found before it ended, and how it ended."""
     with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "results"
+        names, results = Path(folder) / "names", Path(folder) / "results"
+        names.write_text(json.dumps([dataclasses.asdict(plugin) for plugin in plugins]))
         results.touch()
-        names = json.dumps([dataclasses.asdict(plugin) for plugin in plugins])
-        seconds = _START_SECONDS + _EACH_SECONDS * len(plugins)
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", __name__, str(results)],
-                input=names,
-                text=True,
-                capture_output=True,
-                timeout=seconds,
-                check=False,
-            )
-            ended = f"importing it ended the process, with code {done.returncode}"
-        except subprocess.TimeoutExpired:
-            ended = f"importing it was not done after {seconds:.0f} s"
-        lines = results.read_text(encoding="utf-8").splitlines()
-    return [Probe(**json.loads(line)) for line in lines], ended
+        with subprocess.Popen(
+            [sys.executable, "-m", __name__, str(names), str(results)],
+            # No pipes: what a plugin has started might hold them open after the process.
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            try:
+                ended = _wait(process, results, 1 + len(plugins), seconds)
+            finally:
+                process.kill()
+        lines = _lines(results)
+    return [Probe(**json.loads(line)) for line in lines[1:]], ended
+
+
+def _wait(process: subprocess.Popen[bytes], results: Path, lines: int, seconds: float) -> str:
+    """Wait until there are so many lines, or no further one comes; return why none comes."""
+    seen, last = 0, time.monotonic()
+    while seen < lines:
+        code = process.poll()  # before the lines are counted: it may write and end in between
+        now = len(_lines(results))
+        if now > seen:
+            seen, last = now, time.monotonic()
+        elif code is not None:
+            return f"importing it ended the process, with code {code}"
+        elif time.monotonic() - last > (seconds if seen else _START_SECONDS):
+            what = "its import" if seen else "the start of the process for it"
+            return f"{what} took more than {seconds if seen else _START_SECONDS:g} s"
+        else:
+            time.sleep(_LOOK_SECONDS)
+    return ""
+
+
+def _lines(results: Path) -> list[str]:
+    """Return the complete lines: the process may be writing the next."""
+    return results.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def _main() -> None:
-    """Import the plugins named on standard input, and write a line for each."""
+    """Import the plugins named in one file, and write a line for each to another."""
+    names, results_file = map(Path, sys.argv[1:])
     for name in _FIRST:
         importlib.import_module(name)
-    with Path(sys.argv[1]).open("a", encoding="utf-8") as results:
-        for values in json.load(sys.stdin):
+    with results_file.open("a", encoding="utf-8") as results:
+        print("ready", file=results, flush=True)
+        for values in json.loads(names.read_text()):
             probe = _probe(Plugin(**values))
-            results.write(json.dumps(dataclasses.asdict(probe)) + "\n")
-            results.flush()
+            print(json.dumps(dataclasses.asdict(probe)), file=results, flush=True)
 
 
 def _probe(plugin: Plugin) -> Probe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,9 +41,18 @@ def preview_picture(
         uint8 `[1, 1 + views, 224, 224, 3]`, the original first.
 
     Raises:
-        VggJaxError: If the picture cannot be read or an augmentation cannot be used.
+        VggJaxError: If the picture cannot be read, or an augmentation cannot be used or mixes
+            pictures with each other.
     """
     chain = build_chain(choices)
+    if chain.mixes:
+        names = ", ".join(choice.ref for choice in choices)
+        flags = " ".join(f"--augment {shlex.quote(str(choice))}" for choice in choices)
+        raise ConfigError(
+            f"{names} mixes pictures with each other, and {picture} is one picture: all versions"
+            f" would look like it. Show several, with vgg-jax augment-preview --data FOLDER {flags}"
+            " --out FILE.png."
+        )
     try:
         data = picture.read_bytes()
     except OSError as error:
