@@ -24,9 +24,9 @@ from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.weights.reading import read_weight_file
 from vgg_jax.workflows import adopt
 from vgg_jax.workflows.adopt import describe_classifier, describe_top
+from vgg_jax.workflows.backbone import open_backbone
 from vgg_jax.workflows.convert import ConvertResult, convert_weights
 from vgg_jax.workflows.evaluate import evaluate
-from vgg_jax.workflows.load import open_backbone
 from vgg_jax.workflows.summary import summarise_run
 from vgg_jax.workflows.train import train
 
@@ -228,7 +228,7 @@ def test_nothing_is_left_of_what_failed_in_the_middle(tmp_path, monkeypatch, bre
         raise OSError(28, "No space left on device")
 
     if breaks == "checkpoints":
-        monkeypatch.setattr(Checkpoints, "save", fail)
+        monkeypatch.setattr(Checkpoints, "save_epoch", fail)
     elif breaks == "rename":
         rename = Path.rename
         monkeypatch.setattr(

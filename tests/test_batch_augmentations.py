@@ -49,7 +49,7 @@ class Wrong(BatchAugmentation):
 
 def step_with(augment, batch, **options):
     steps, state, frozen = prepare(augment=augment, **options)
-    state, totals = steps.train(state, Totals.zero(), frozen, batch, EPOCH)
+    state, totals = steps.train(state, Totals.start(), frozen, batch, EPOCH)
     return copied(state.trained), copied(totals)
 
 
@@ -97,7 +97,7 @@ def test_every_step_draws_anew_and_compiles_once():
     assert len(keys) == 9
     compiled: Any = type(steps).train
     before = compiled._cache_size()
-    totals = Totals.zero()
+    totals = Totals.start()
     for epoch in (1, 2):
         for valid in (4, 4, 2):  # a ragged last batch
             batch = make_batch(valid, 4)
@@ -136,7 +136,7 @@ from vgg_jax.augment.chain import Chain
 from vgg_jax.training.steps import Totals, data_mesh, put_batch, replicate
 mesh = data_mesh()
 steps, state, frozen = prepare(augment=Chain((Blend(),)))
-state, totals, frozen = (replicate(mesh, x) for x in (state, Totals.zero(), frozen))
+state, totals, frozen = (replicate(mesh, x) for x in (state, Totals.start(), frozen))
 state, totals = steps.train(state, totals, frozen, put_batch(mesh, make_batch(7, 8)), EPOCH)
 print(jax.device_count(), float(totals.loss), int(totals.examples))
 """

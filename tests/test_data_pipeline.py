@@ -95,12 +95,12 @@ def test_the_order_is_kept():
 def test_reading_can_start_at_any_batch(start):
     order = epoch_order(len(PICTURES), seed=0, epoch=0)
     options = {"order": order, "host": [Noise()], "host_seed": (0,)}
-    assert_same(read(**options, start_batch=start), read(**options)[start:])
+    assert_same(read(**options, start=4 * start), read(**options)[start:])
 
 
 def test_the_start_is_not_read():
     pictures = [b"broken"] * 4 + PICTURES[4:]
-    found = list(batches(examples_of(pictures), batch_size=4, image_size=8, start_batch=1))
+    found = list(batches(examples_of(pictures), batch_size=4, image_size=8, start=4))
     assert len(found) == 2
 
 
@@ -202,7 +202,7 @@ def test_reading_ahead_is_bounded():
     [
         ({"batch_size": 0}, "batch_size 0"),
         ({"pad_to": 3}, "pad_to 3"),
-        ({"start_batch": -1}, "start_batch -1"),
+        ({"start": -1}, "start -1"),
         ({"interpolation": "cubic"}, "'cubic'"),
         ({"host": [Noise()]}, "host_seed"),
     ],

@@ -15,10 +15,11 @@ import pytest
 
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import TrainingError, TrainingInterrupted
-from vgg_jax.progress import Progress
+from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.loop import _check_frozen
+from vgg_jax.training.position import Position
 from vgg_jax.workflows.train import run_training, train
 
 # A shell that starts this in the background lets Ctrl-C be ignored; then it must be heard again.
@@ -58,10 +59,17 @@ def same_run(one, other) -> None:
         a, b = (c.restore(epochs[0], with_optimizer=True) for c in held)
         same_arrays(a.trained, b.trained)
         same_arrays(a.optimizer, b.optimizer)
-        assert a.early_stopping == b.early_stopping
-    times = {"seconds": 0.0, "images_per_second": 0.0}
-    timeless = [[dataclasses.replace(m, **times) for m in run.history] for run in (one, other)]
-    assert timeless[0] == timeless[1]
+        assert timeless(a.position) == timeless(b.position)
+    lines = [[timed(m) for m in run.history] for run in (one, other)]
+    assert lines[0] == lines[1]
+
+
+def timed(metrics: EpochMetrics) -> EpochMetrics:
+    return dataclasses.replace(metrics, seconds=0.0, images_per_second=0.0)
+
+
+def timeless(position: Position) -> Position:
+    return dataclasses.replace(position, history=tuple(map(timed, position.history)))
 
 
 def start_training(options, path, **others) -> subprocess.Popen[str]:

@@ -54,7 +54,7 @@ def train(golden, loss: LossName, label_smoothing=0.0):
             "valid": jnp.ones(len(targets), bool),
             "content": jnp.zeros((len(targets), 3), jnp.uint32),
         }
-        state, totals = steps.train(state, Totals.zero(), frozen, batch, jnp.zeros((), jnp.uint32))
+        state, totals = steps.train(state, Totals.start(), frozen, batch, jnp.zeros((), jnp.uint32))
         losses.append(float(totals.loss) / len(targets))
     return losses, before, {path: np.array(value) for path, value in state.trained.items()}
 

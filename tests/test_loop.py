@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vgg_jax.data.pipeline import Batch
-from vgg_jax.training.loop import evaluate_batches
 from vgg_jax.training.steps import data_mesh
+from vgg_jax.training.validation import evaluate_batches
 
 
 def batch(labels: list[int], valid: list[bool]) -> Batch:

@@ -17,8 +17,9 @@ from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugins import build, parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.weights.store import load_weights
+from vgg_jax.workflows.backbone import open_backbone
 from vgg_jax.workflows.convert import convert_weights
-from vgg_jax.workflows.load import build_functional, open_backbone
+from vgg_jax.workflows.load import build_functional
 
 SHAPE = (2, 3, 4)
 FEATURES = jnp.asarray(np.random.default_rng(0).standard_normal((5, *SHAPE), np.float32))

@@ -65,7 +65,7 @@ def test_frozen_parameters_stay_and_trained_ones_move(boundary):
     convolutions = [path.split("/")[1] for path in frozen if path.endswith("kernel")]
     assert convolutions == [layer for layer in LAYERS[:first] if layer.startswith("conv")]
     before, frozen_before = copied(state.trained), copied(frozen)
-    totals = Totals.zero()
+    totals = Totals.start()
     for i in range(3):
         state, totals = steps.train(state, totals, frozen, make_batch(seed=i), EPOCH)
     for path, value in frozen.items():
@@ -91,7 +91,7 @@ def test_padding_rows_count_for_nothing():
         steps, state, frozen = prepare()
         small, large = make_batch(3, 3), make_batch(3, rows, seed=filler)
         batch = {name: value.at[:3].set(small[name]) for name, value in large.items()}
-        state, totals = steps.train(state, Totals.zero(), frozen, batch, EPOCH)
+        state, totals = steps.train(state, Totals.start(), frozen, batch, EPOCH)
         results.append((copied(state.trained), copied(totals)))
     assert results[0][1].examples == results[1][1].examples == 3
     assert results[0][1].loss == pytest.approx(results[1][1].loss, rel=1e-6)
@@ -121,7 +121,7 @@ def test_a_step_costs_no_more_than_the_prefix_and_three_suffixes():
 
     features = jax.eval_shape(prefix, parameters, batch["images"])
     allowed = flops(prefix, parameters, batch["images"]) + 3 * flops(suffix, parameters, features)
-    lowered = Steps.train.lower(steps, state, Totals.zero(), frozen, batch, EPOCH)
+    lowered = Steps.train.lower(steps, state, Totals.start(), frozen, batch, EPOCH)
     used = counted(lowered)
     assert 0.5 * allowed < used <= 1.02 * allowed
 
@@ -146,7 +146,9 @@ def test_augmentation_is_for_training_alone():
     losses = []
     for epoch in (1, 1, 2):
         steps, state, frozen = prepare(augment=chain)
-        _, totals = steps.train(state, Totals.zero(), frozen, batch, jnp.asarray(epoch, jnp.uint32))
+        _, totals = steps.train(
+            state, Totals.start(), frozen, batch, jnp.asarray(epoch, jnp.uint32)
+        )
         losses.append(float(totals.loss))
     assert losses[0] == losses[1]
     assert losses[2] != losses[0]
@@ -174,7 +176,7 @@ from vgg_jax.training.steps import Totals, data_mesh, put_batch, replicate
 steps, state, frozen = prepare()
 mesh = data_mesh()
 state, totals = steps.train(
-    replicate(mesh, state), replicate(mesh, Totals.zero()), replicate(mesh, frozen),
+    replicate(mesh, state), replicate(mesh, Totals.start()), replicate(mesh, frozen),
     put_batch(mesh, make_batch(3, 4)), EPOCH)
 print(jax.device_count(), float(totals.loss), float(abs(state.trained['head/hidden/kernel']).sum()))
 """

@@ -15,7 +15,7 @@ from weight_files import write_published_h5
 
 from vgg_jax.cache import cache_folder
 from vgg_jax.errors import VggJaxError, WeightsError
-from vgg_jax.training.checkpoints import Checkpoints, EarlyStopping
+from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import TrainState
 from vgg_jax.weights.metadata import read_metadata, seal_metadata
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_is_not_the_classifier_is_caught(tmp_path, tmp_path_fa
     shutil.rmtree(run.path / "checkpoints")
     forged = Checkpoints(run.path / "checkpoints")
     state = TrainState(restored.trained, {}, np.zeros((), np.uint32))  # pyright: ignore
-    forged.save(restored.metrics, state, EarlyStopping())
+    forged.save_epoch(restored.position, state)
     forged.close()
     with pytest.raises(WeightsError, match=r"its classifier is not the one in .*backbone"):
         verify_weights(run.path)

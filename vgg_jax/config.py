@@ -19,6 +19,7 @@ DEMO = "demo"
 Fill = Literal["nearest", "constant", "reflect", "wrap"]
 Interpolation = Literal["bilinear", "nearest"]
 LossName = Literal["categorical", "binary", "keras-binary"]
+OnNan = Literal["stop", "skip"]
 OptimizerName = Literal["rmsprop", "adam", "adamw", "sgd"]
 
 # What the recipe uses, and what the demo brings instead: its pictures are small, its backbone is
@@ -73,6 +74,9 @@ class TrainConfig:
         interpolation: bilinear (antialiased), or nearest as in Keras' generator.
         early_stop: Stop after this many epochs without a better validation loss; at least 1.
         checkpoint_minutes: Save within an epoch, too, after so many minutes; above 0.
+        on_nan: stop at a step whose loss or gradient is not finite, or skip such steps and count
+            them.
+        reader_threads: Threads that read pictures, at least 1. Default: one for each processor.
         seed: Decides the split, the order, the augmentation and the head's first parameters; at
             least 0.
         run: Folder of the run. Default: the first free `runs/<data>-<head>-<n>`.
@@ -96,6 +100,8 @@ class TrainConfig:
     interpolation: Interpolation = "bilinear"
     early_stop: int | None = None
     checkpoint_minutes: float = 10.0
+    on_nan: OnNan = "stop"
+    reader_threads: int | None = None
     seed: int = 0
     run: str | None = None
 
@@ -130,6 +136,9 @@ class TrainConfig:
             self.image_size is None or self.image_size >= 32, "image_size", "32 or more, in pixels"
         )
         self._check(self.early_stop is None or self.early_stop >= 1, "early_stop", "1 or more")
+        self._check(
+            self.reader_threads is None or self.reader_threads >= 1, "reader_threads", "1 or more"
+        )
         minutes = self.checkpoint_minutes
         self._check(0 < minutes < float("inf"), "checkpoint_minutes", "above 0, in minutes")
         self._check(0 <= self.seed < 2**32, "seed", "in [0, 2^32)")
@@ -182,7 +191,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResolvedConfig(TrainConfig):
-    """Options of one training, complete: only `early_stop` and `run` may be None."""
+    """Options of one training, complete but for `early_stop`, `reader_threads` and `run`."""
 
     weights: str = dataclasses.field()
     learning_rate: float = dataclasses.field()

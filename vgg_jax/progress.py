@@ -19,6 +19,7 @@ class EpochMetrics:
         validation_loss: Mean loss over the validation images.
         validation_accuracy: Share of validation images whose most probable class is right.
         learning_rate: Of the epoch's last step.
+        skipped_steps: Steps left out because their loss or gradient was not finite.
     """
 
     epoch: int
@@ -30,6 +31,12 @@ class EpochMetrics:
     validation_loss: float
     validation_accuracy: float
     learning_rate: float
+    skipped_steps: int = 0
+
+    @property
+    def rank(self) -> tuple[float, float, int]:
+        """What makes an epoch the best: accuracy in validation, then the loss, then being later."""
+        return self.validation_accuracy, -self.validation_loss, self.epoch
 
 
 def format_bytes(count: int) -> str:

@@ -17,6 +17,7 @@ from vgg_jax.cli.evaluate import evaluate
 from vgg_jax.cli.export_weights import export_weights
 from vgg_jax.cli.plugins import plugins
 from vgg_jax.cli.predict import predict
+from vgg_jax.cli.runs import runs
 from vgg_jax.cli.summary import summary
 from vgg_jax.cli.train import train
 
@@ -35,6 +36,7 @@ app.command()(predict)
 app.command()(summary)
 app.command("export-weights")(export_weights)
 app.command("augment-preview")(augment_preview)
+app.add_typer(runs, name="runs")
 app.add_typer(plugins, name="plugins")
 
 

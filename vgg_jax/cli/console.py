@@ -254,9 +254,11 @@ def _new_bar(in_bytes: bool) -> Bar:
 
 
 def _epoch_line(metrics: EpochMetrics, epochs: int, best: bool) -> str:
+    count = metrics.skipped_steps
+    skipped = f"  {count} steps skipped, not finite" if count else ""
     return (
         f"epoch {metrics.epoch}/{epochs}  {metrics.seconds:.1f} s  {metrics.images_per_second:.1f}"
         f" images/s  loss {metrics.loss:.4f}  accuracy {metrics.accuracy:.3f}  validation loss"
         f" {metrics.validation_loss:.4f}  accuracy"
-        f" {metrics.validation_accuracy:.3f}{'  best' if best else ''}"
+        f" {metrics.validation_accuracy:.3f}{'  best' if best else ''}{skipped}"
     )

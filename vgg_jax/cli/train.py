@@ -15,6 +15,7 @@ from vgg_jax.cli.console import (
     user_errors,
 )
 from vgg_jax.config import TrainConfig, merge_options
+from vgg_jax.errors import ConfigError
 
 _DATA = (
     "Folder with train/, validation/ and test/, folder of class folders, tfds:NAME, or demo."
@@ -80,11 +81,22 @@ def train(
     checkpoint_minutes: Annotated[
         float | None, _option("Save within an epoch, too, after so many minutes. [default: 10]")
     ] = None,
+    on_nan: Annotated[
+        str | None,
+        _option("stop, or skip steps whose loss or gradient is not finite. [default: stop]"),
+    ] = None,
+    reader_threads: Annotated[
+        int | None, _option("Threads that read pictures. [default: one for each processor]")
+    ] = None,
     seed: Annotated[int | None, _option("[default: 0]")] = None,
     run: Annotated[str | None, _option(_RUN)] = None,
     config: Annotated[Path | None, _option("TOML file of these options; flags win.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --run where it was saved last.")
+    ] = False,
+    override: Annotated[
+        bool,
+        typer.Option("--override", help="Resume with other options, though the result changes."),
     ] = False,
     allow_local_code: LocalCodeOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -109,21 +121,34 @@ def train(
         "interpolation": interpolation,
         "early_stop": early_stop,
         "checkpoint_minutes": checkpoint_minutes,
+        "on_nan": on_nan,
+        "reader_threads": reader_threads,
         "seed": seed,
         "run": run,
     }
     with user_errors():
         given = merge_options(options, config)
+        if override and not resume:
+            raise ConfigError(
+                "--override changes options of a run on --resume; without it, leave it out."
+            )
         checked = TrainConfig.from_values(given)  # fails here, before JAX is imported
         from vgg_jax.training.interruption import Interruption
-        from vgg_jax.workflows.train import resume_training, run_training
+        from vgg_jax.workflows.resume import resume_training
+        from vgg_jax.workflows.train import run_training
 
         interruptible()
         interruption = Interruption()
         progress = console_progress()
         try:
             result = (
-                resume_training(given, progress, interruption, allow_local_code=allow_local_code)
+                resume_training(
+                    given,
+                    progress,
+                    interruption,
+                    override=override,
+                    allow_local_code=allow_local_code,
+                )
                 if resume
                 else run_training(checked, progress, interruption)
             )

@@ -109,6 +109,11 @@ class DataSet:
     splits: Mapping[Split, Examples]
     notes: tuple[str, ...] = ()
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of examples by split."""
+        return {name: len(examples) for name, examples in self.splits.items()}
+
 
 def hold_back(data: DataSet, fractions: Mapping[Split, float], seed: int) -> DataSet:
     """Move a part of `train` into splits that do not exist, class by class, and note it.

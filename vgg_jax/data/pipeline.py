@@ -57,7 +57,7 @@ def batches(
     order: np.ndarray | None = None,
     host: Sequence[HostAugmentation] = (),
     host_seed: tuple[int, ...] | None = None,
-    start_batch: int = 0,
+    start: int = 0,
     threads: int | None = None,
     pad_to: int | None = None,
 ) -> Generator[Batch, None, None]:
@@ -74,7 +74,7 @@ def batches(
         host: Augmentations applied to each picture before the resize.
         host_seed: Seeds them, together with the picture's content and occurrence and with their
             place in `host`.
-        start_batch: Number of batches at the beginning to leave out without reading them.
+        start: Number of examples at the beginning to leave out without reading them.
         threads: Readers; one for each processor if left out. The batches do not depend on it.
         pad_to: Number of rows of every batch, `batch_size` if left out.
 
@@ -86,17 +86,17 @@ def batches(
         PluginError: If a host augmentation returns something that is not a picture.
     """
     rows = pad_to or batch_size
-    if batch_size < 1 or rows < batch_size or start_batch < 0:
+    if batch_size < 1 or rows < batch_size or start < 0:
         raise ValueError(
             f"batch_size {batch_size} must be at least 1, pad_to {rows} at least batch_size, and "
-            f"start_batch {start_batch} at least 0."
+            f"start {start} at least 0."
         )
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r} must be one of {INTERPOLATIONS}.")
     if host and host_seed is None:
         raise ValueError("host augmentations need host_seed.")
     positions = np.arange(len(examples)) if order is None else np.asarray(order)
-    positions = positions[start_batch * batch_size :]
+    positions = positions[start:]
     threads = _processors() if threads is None else threads
     load = _Loader(examples, image_size, interpolation, host, host_seed or ())
     return _stream(load, positions.tolist(), batch_size, rows, threads)

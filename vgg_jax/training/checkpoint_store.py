@@ -1,28 +1,28 @@
 """A folder of numbered checkpoints, written by Orbax in the background and whole or not at all.
 
-Orbax does not notice flipped bits, so each array's SHA-256 is written with the checkpoint and
-compared when it is restored.
+Orbax does not notice flipped bits, so each array's SHA-256 is written with the checkpoint, in a
+record that carries a seal over itself, and both are compared when it is read.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from vgg_jax.errors import RunError
-from vgg_jax.weights.checksums import array_sha256
+from vgg_jax.weights.checksums import array_sha256, json_sha256
 from vgg_jax.weights.store import numpy_handler
 
 Arrays = Mapping[str, Mapping[str, np.ndarray]]
 _REMOVED = "removed"  # a checkpoint is moved there before its files are deleted one by one
 _DAMAGED = "damaged"
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of one that is being written
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax, TensorStore and the record
 # What Orbax and TensorStore raise where the disk is full, read-only or gone.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
@@ -31,67 +31,41 @@ _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 class CheckpointStore:
     """Checkpoints `PREFIX_NUMBER` in one folder; each holds items of arrays, and a record."""
 
-    def __init__(
-        self,
-        folder: Path,
-        prefix: str,
-        items: Sequence[str],
-        keep: PreservationPolicy,
-        rank: Callable[[Any], Any] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, prefix: str, items: Sequence[str]) -> None:
         """Open the checkpoints in `folder`, which is created with the first one.
 
         Args:
             folder: Where they are.
             prefix: What their numbers count, such as `epoch`.
             items: Names of the groups of arrays that a checkpoint may hold.
-            keep: Which of them stay when a new one is complete.
-            rank: What `keep` compares metrics by; without it Orbax keeps none.
         """
         self.folder = folder
-        self._prefix = prefix
-        self._handlers: dict[str, Any] = {item: numpy_handler() for item in items}
-        self._handlers["record"] = ocp.JsonCheckpointHandler()
-        self._options = ocp.CheckpointManagerOptions(
-            create=False,
-            step_prefix=prefix,
-            best_fn=rank,
-            preservation_policy=keep,
-            todelete_subdir=_REMOVED,
-        )
-        self._opened: ocp.CheckpointManager | None = None
+        self._prefix, self._items = prefix, tuple(items)
+        self._opened: ocp.AsyncCheckpointer | None = None
 
     @property
-    def _manager(self) -> ocp.CheckpointManager:
+    def _checkpointer(self) -> ocp.AsyncCheckpointer:
         if self._opened is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._opened = ocp.CheckpointManager(
-                self.folder.absolute(), options=self._options, item_handlers=self._handlers
+            handlers: dict[str, Any] = {item: numpy_handler() for item in self._items}
+            self._opened = ocp.AsyncCheckpointer(
+                ocp.CompositeCheckpointHandler(record=ocp.JsonCheckpointHandler(), **handlers)
             )
         return self._opened
 
     def numbers(self) -> list[int]:
         """Return the numbers of the complete checkpoints, ascending."""
-        # From the disk, not from Orbax's manager, which forgets them when a write fails. One that
-        # is not finished has another name.
+        # One that is not finished has another name.
         pattern = re.compile(rf"{self._prefix}_(\d+)")
         matches = (pattern.fullmatch(path.name) for path in self.folder.glob(f"{self._prefix}_*"))
         return sorted(int(match[1]) for match in matches if match)
 
-    def save(
-        self,
-        number: int,
-        arrays: Arrays,
-        record: Mapping[str, Any],
-        metrics: Mapping[str, float] | None = None,
-    ) -> None:
+    def save(self, number: int, arrays: Arrays, record: Mapping[str, Any]) -> None:
         """Write a checkpoint in the background; waits for the one before.
 
         Args:
             number: Of the checkpoint.
             arrays: By item and path; nobody may change them afterwards.
             record: What JSON can hold.
-            metrics: For a policy that asks for them.
 
         Raises:
             RunError: If the one before could not be written, for instance because the disk is full.
@@ -100,16 +74,17 @@ class CheckpointStore:
             item: {path: array_sha256(value) for path, value in held.items()}
             for item, held in arrays.items()
         }
+        sealed = {**record, "sha256": checksums}
+        sealed["seal"] = json_sha256(sealed)
         try:
-            self._delete_removed()
-            self._manager.save(
-                number,
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._checkpointer.save(
+                self.path(number).absolute(),
                 args=ocp.args.Composite(
-                    record=ocp.args.JsonSave({**record, "sha256": checksums}),
+                    record=ocp.args.JsonSave(sealed),
                     # Orbax refuses empty trees; a converted classifier has no optimizer.
                     **{item: ocp.args.PyTreeSave(held) for item, held in arrays.items() if held},
                 ),
-                metrics=metrics,
             )
         except _WRITE_ERRORS as error:
             raise self._not_written(error) from error
@@ -124,31 +99,38 @@ class CheckpointStore:
             return
         try:
             self._opened.wait_until_finished()
-            self._delete_removed()
         except _WRITE_ERRORS as error:
             raise self._not_written(error) from error
 
     def close(self) -> None:
-        """Wait, then let go of threads and files."""
-        self.wait()
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
-
-    def read_record(self, number: int) -> dict[str, Any]:
-        """Read what a checkpoint says of itself.
+        """Wait, then let go of threads and files.
 
         Raises:
-            RunError: If it cannot be read.
+            RunError: If what was saved last could not be written.
+        """
+        if self._opened is None:
+            return
+        try:
+            self.wait()
+        finally:
+            opened, self._opened = self._opened, None
+            opened.close()
+
+    def read_record(self, number: int) -> dict[str, Any]:
+        """Read what a checkpoint says of itself, and compare it with its seal.
+
+        Raises:
+            RunError: If it cannot be read or was changed.
         """
         try:
             arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
-            record = self._manager.restore(number, args=arguments)["record"]
-            if not isinstance(record, dict) or "sha256" not in record:
-                raise ValueError("its record is incomplete")
+            record = self._checkpointer.restore(self.path(number).absolute(), args=arguments)
+            sealed: dict[str, Any] = dict(record["record"])
+            if sealed.pop("seal") != json_sha256(sealed):
+                raise ValueError("its record does not match its checksum")
         except _READ_ERRORS as error:
             raise self.not_read(number, error) from error
-        return record
+        return sealed
 
     def read_arrays(
         self, number: int, record: Mapping[str, Any], items: Sequence[str]
@@ -167,8 +149,11 @@ class CheckpointStore:
                     }
                 )
                 for item in items
+                if record["sha256"][item]
             }
-            arrays = dict(self._manager.restore(number, args=ocp.args.Composite(**targets)).items())
+            path = self.path(number).absolute()
+            restored = self._checkpointer.restore(path, args=ocp.args.Composite(**targets))
+            arrays = {item: dict(restored[item]) if item in targets else {} for item in items}
             for item in items:
                 for path, value in arrays[item].items():
                     if array_sha256(value) != record["sha256"][item][path]:
@@ -196,7 +181,6 @@ class CheckpointStore:
             for path in (target.with_name(f"{target.name}.{n}") for n in range(1, 10**6))
             if not path.exists()
         )
-        self.close()  # its manager remembers which there are
         try:
             target.parent.mkdir(exist_ok=True)
             self.path(number).rename(target)
@@ -210,23 +194,33 @@ class CheckpointStore:
         Raises:
             RunError: If it cannot be deleted.
         """
-        self.close()
         try:
             (self.folder / _REMOVED).mkdir(exist_ok=True)
+            self._delete_removed()
             self.path(number).rename(self.folder / _REMOVED / self.path(number).name)
             self._delete_removed()
         except OSError as error:
             raise self._not_written(error) from error
 
+    def leftovers(self) -> list[Path]:
+        """Return what a process left behind that ended while it wrote or deleted."""
+        return [
+            *(self.folder / _REMOVED).glob(f"{self._prefix}_*"),
+            *self.folder.glob(f"{self._prefix}_*{_UNFINISHED}*"),
+        ]
+
+    def damaged(self) -> list[Path]:
+        """Return the checkpoints that were set aside."""
+        return sorted((self.folder / _DAMAGED).glob(f"{self._prefix}_*"))
+
     def clean(self) -> None:
-        """Delete what a process left behind that ended while it wrote or deleted.
+        """Delete the leftovers; only the process that writes may.
 
         Raises:
             RunError: If that fails.
         """
         try:
-            self._delete_removed()
-            for path in self.folder.glob(f"{self._prefix}_*.orbax-checkpoint-tmp*"):
+            for path in self.leftovers():
                 shutil.rmtree(path)
         except OSError as error:
             raise self._not_written(error) from error

@@ -6,81 +6,38 @@ Only what is trained is held; the frozen part is the backbone's, which the run r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from vgg_jax.errors import RunError
+from vgg_jax.errors import RunError, TrainingError
 from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.checkpoint_store import CheckpointStore
+from vgg_jax.training.position import Position
 
 if TYPE_CHECKING:  # it brings Optax, which a prediction does without
-    from vgg_jax.training.steps import Totals, TrainState
+    from vgg_jax.training.steps import TrainState
 
 Which = Literal["best", "latest"]
-
-
-@dataclasses.dataclass(frozen=True)
-class EarlyStopping:
-    """Where early stopping stands.
-
-    Attributes:
-        best_loss: Lowest validation loss so far.
-        epochs_since: Epochs since then.
-    """
-
-    best_loss: float = float("inf")
-    epochs_since: int = 0
-
-    def after(self, validation_loss: float) -> EarlyStopping:
-        """Return where it stands after one more epoch."""
-        if validation_loss < self.best_loss:
-            return EarlyStopping(validation_loss, 0)
-        return EarlyStopping(self.best_loss, self.epochs_since + 1)
+_ITEMS = ("trained", "optimizer")
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What the checkpoint of a completed epoch held.
+    """What a checkpoint held.
 
     Attributes:
-        metrics: Of its epoch.
+        position: Where the training stood.
         trained: Trained parameters by path.
         optimizer: Leaves of the optimizer's state by path; empty unless asked for.
-        early_stopping: As it stood.
     """
 
-    metrics: EpochMetrics
+    position: Position
     trained: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
-    early_stopping: EarlyStopping
-
-
-@dataclasses.dataclass(frozen=True)
-class Unfinished:
-    """Where an epoch under way stood.
-
-    Attributes:
-        epoch: Its number.
-        step: Optimizer steps since the start of the training.
-        seconds: Spent on the epoch so far.
-        totals: Sums over the epoch's examples so far, by name.
-        trained: Trained parameters by path.
-        optimizer: Leaves of the optimizer's state by path.
-        early_stopping: As it stood after the epoch before.
-    """
-
-    epoch: int
-    step: int
-    seconds: float
-    totals: dict[str, np.ndarray]
-    trained: dict[str, np.ndarray]
-    optimizer: dict[str, np.ndarray]
-    early_stopping: EarlyStopping
 
 
 class Checkpoints:
@@ -94,75 +51,74 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         """Open the checkpoints in `folder`, which is created with the first one."""
         self._folder = folder
-        best = BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)
-        self._epochs = CheckpointStore(
-            folder,
-            "epoch",
-            ("trained", "optimizer"),
-            AnyPreservationPolicy([LatestN(2), best]),
-            rank=_rank,
-        )
-        self._unfinished = CheckpointStore(
-            folder / "unfinished", "step", ("trained", "optimizer", "totals"), LatestN(1)
-        )
+        self._epochs = CheckpointStore(folder, "epoch", _ITEMS)
+        self._unfinished = CheckpointStore(folder / "unfinished", "step", _ITEMS)
+        self._position: Position | None = None  # of the training that goes on here
 
-    def save(self, metrics: EpochMetrics, state: TrainState, early_stopping: EarlyStopping) -> None:
+    def save_epoch(self, position: Position, state: TrainState) -> None:
         """Write the state after an epoch, in the background; waits for the one before.
 
         Raises:
             RunError: If the one before could not be written, for instance because the disk is full.
+            TrainingError: If a value is not finite.
         """
-        record = {
-            "metrics": dataclasses.asdict(metrics),
-            "early_stopping": dataclasses.asdict(early_stopping),
-        }
-        self._epochs.save(metrics.epoch, _arrays(state), record, dataclasses.asdict(metrics))
+        self._save(self._epochs, position.history[-1].epoch, position, state)
+        self._position = position
 
-    def save_unfinished(
-        self,
-        epoch: int,
-        seconds: float,
-        state: TrainState,
-        totals: Totals,
-        early_stopping: EarlyStopping,
-    ) -> None:
+    def save_unfinished(self, position: Position, state: TrainState) -> None:
         """Write the state within an epoch, in the background; waits for the one before.
 
         Raises:
             RunError: If the one before could not be written.
+            TrainingError: If a value is not finite.
         """
-        step = int(state.step)
-        if step in self._unfinished.numbers():
-            return  # interrupted before the first step since
-        arrays = _arrays(state) | {
-            "totals": {name: np.array(value) for name, value in totals._asdict().items()}
-        }
-        record = {
-            "epoch": epoch,
-            "step": step,
-            "seconds": seconds,
-            "early_stopping": dataclasses.asdict(early_stopping),
-        }
-        self._unfinished.save(step, arrays, record)
+        self._unfinished.wait()
+        if position.step not in self._unfinished.numbers():  # else nothing was done since
+            self._save(self._unfinished, position.step, position, state)
+
+    def _save(
+        self, store: CheckpointStore, number: int, position: Position, state: TrainState
+    ) -> None:
+        arrays = _arrays(state)
+        store.wait()
+        self._drop_surplus()
+        store.save(number, arrays, {"position": position.as_record()})
 
     def wait(self) -> None:
-        """Wait until what was saved is on the disk.
+        """Wait until what was saved is on the disk, and drop what need not stay.
 
         Raises:
             RunError: If it could not be written.
         """
         self._epochs.wait()
         self._unfinished.wait()
+        self._drop_surplus()
 
     def close(self) -> None:
-        """Wait, then let go of threads and files."""
+        """Wait, then let go of threads and files.
+
+        Raises:
+            RunError: If what was saved last could not be written.
+        """
         try:
             self._epochs.close()
         finally:
             self._unfinished.close()
+        self._drop_surplus()
+
+    def _drop_surplus(self) -> None:
+        """Delete the checkpoints that need not stay, once later ones are complete."""
+        if self._position is None:
+            return  # somebody else's to delete
+        epochs = self.epochs()
+        for epoch in epochs[:-2]:
+            if epoch != _best(self._position.history, epochs):
+                self._epochs.remove(epoch)
+        for step in self._unfinished.numbers()[:-1]:
+            self._unfinished.remove(step)
 
     def drop_unfinished(self) -> None:
-        """Delete the checkpoint within an epoch: the training is complete.
+        """Delete the checkpoint within an epoch, for a training that does not go on from there.
 
         Raises:
             RunError: If it cannot be deleted.
@@ -174,11 +130,23 @@ class Checkpoints:
         """Return the numbers of the epochs whose checkpoints are complete, ascending."""
         return self._epochs.numbers()
 
+    def is_empty(self) -> bool:
+        """Tell whether there is nothing that a training could go on from."""
+        return not self.epochs() and not self._unfinished.numbers()
+
+    def damaged(self) -> list[Path]:
+        """Return the checkpoints that were set aside because they were damaged."""
+        return [*self._epochs.damaged(), *self._unfinished.damaged()]
+
+    def leftovers(self) -> list[Path]:
+        """Return what a process left behind that ended while it wrote or deleted."""
+        return [*self._epochs.leftovers(), *self._unfinished.leftovers()]
+
     def find(self, which: Which) -> int:
         """Return the epoch of the best or of the latest checkpoint.
 
         Raises:
-            RunError: If there is none.
+            RunError: If there is none, or none says what its epoch gave.
         """
         epochs = self.epochs()
         if not epochs:
@@ -188,15 +156,13 @@ class Checkpoints:
             )
         if which == "latest":
             return epochs[-1]
-
-        def rank(epoch: int) -> tuple[float, ...]:
-            record = self._epochs.read_record(epoch)
+        failure: RunError | None = None
+        for epoch in reversed(epochs):  # a later one tells of all before it
             try:
-                return (*_rank(record["metrics"]), epoch)
-            except (KeyError, TypeError) as error:
-                raise self._epochs.not_read(epoch, error) from error
-
-        return max(epochs, key=rank)
+                return _best(self._read_position(self._epochs, epoch)[0].history, epochs)
+            except RunError as error:
+                failure = failure or error
+        raise failure or AssertionError
 
     def restore(self, epoch: int, *, with_optimizer: bool = False) -> Restored:
         """Read the checkpoint of an epoch and compare every array with its checksum.
@@ -204,23 +170,10 @@ class Checkpoints:
         Raises:
             RunError: If it cannot be read or an array was changed.
         """
-        items = ["trained", "optimizer"] if with_optimizer else ["trained"]
-        record = self._epochs.read_record(epoch)
-        arrays = self._epochs.read_arrays(epoch, record, items)
-        try:
-            return Restored(
-                EpochMetrics(**record["metrics"]),
-                arrays["trained"],
-                arrays.get("optimizer", {}),
-                EarlyStopping(**record["early_stopping"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise self._epochs.not_read(epoch, error) from error
+        return self._read(self._epochs, epoch, _ITEMS if with_optimizer else _ITEMS[:1])
 
-    def restore_to_go_on(
-        self, warn: Callable[[str], None]
-    ) -> tuple[Restored | None, Unfinished | None]:
-        """Find where a training stands: its last completed epoch, and the one under way.
+    def restore_to_go_on(self, warn: Callable[[str], None]) -> Restored | None:
+        """Find the furthest point that a training has come to.
 
         What is damaged is set aside, and the checkpoint before is used. Only the process that
         trains may call it: it deletes what an earlier one left half written.
@@ -229,61 +182,65 @@ class Checkpoints:
             warn: Told of each checkpoint that is damaged.
 
         Returns:
-            The last completed epoch, None if there is none; the epoch after it as far as it had
-            come, None if it is yet to start.
+            Where the training stood, with the optimizer's state; None if there is no checkpoint.
 
         Raises:
             RunError: If a checkpoint cannot be set aside.
         """
         for store in (self._epochs, self._unfinished):
             store.clean()
-        restored: Restored | None = None
-        while restored is None and self.epochs():
-            restored = self._intact(self._epochs, self.epochs()[-1], self._restore_whole, warn)
-        unfinished: Unfinished | None = None
-        while unfinished is None and self._unfinished.numbers():
-            number = self._unfinished.numbers()[-1]
-            unfinished = self._intact(self._unfinished, number, self._restore_unfinished, warn)
-        under_way = (restored.metrics.epoch if restored else 0) + 1
-        if unfinished is not None and unfinished.epoch != under_way:
-            # Its epoch is complete by now, or the epoch before it was damaged.
-            self._unfinished.remove(unfinished.step)
-            unfinished = None
+        sound = (self._latest_sound(store, warn) for store in (self._epochs, self._unfinished))
+        found = [restored for restored in sound if restored is not None]
+        key = lambda restored: (restored.position.epoch, restored.position.examples)  # noqa: E731
+        furthest = max(found, key=key, default=None)
+        if furthest is not None:
+            self._position = furthest.position
+            self._check_best(furthest.position, warn)
+            if not furthest.position.examples:
+                self.drop_unfinished()  # its epoch is complete
         self.close()
-        return restored, unfinished
+        return furthest
 
-    def _intact(
-        self,
-        store: CheckpointStore,
-        number: int,
-        restore: Callable[[int], Any],
-        warn: Callable[[str], None],
-    ) -> Any:
-        """Return what a checkpoint holds, or None when it is damaged and was set aside."""
+    def _latest_sound(self, store: CheckpointStore, warn: Callable[[str], None]) -> Restored | None:
+        """Return what the latest sound checkpoint holds; sets aside those that are damaged."""
+        for number in reversed(store.numbers()):
+            try:
+                return self._read(store, number, _ITEMS)
+            except RunError as error:
+                place = store.set_aside(number)
+                warn(
+                    f"{_first_line(error)} It was moved to {place}; the training goes on from the"
+                    " one before."
+                )
+        return None
+
+    def _check_best(self, position: Position, warn: Callable[[str], None]) -> None:
+        """Set the best epoch's checkpoint aside if it is damaged."""
+        while epochs := self.epochs():
+            best = _best(position.history, epochs)
+            try:
+                self.restore(best)
+                return
+            except RunError as error:
+                place = self._epochs.set_aside(best)
+                warn(
+                    f"{_first_line(error)} It was the best so far. It was moved to {place}; the"
+                    " best of the others counts from here on."
+                )
+
+    def _read_position(
+        self, store: CheckpointStore, number: int
+    ) -> tuple[Position, dict[str, Any]]:
+        record = store.read_record(number)
         try:
-            return restore(number)
-        except RunError as error:
-            what = str(error).splitlines()[0]
-            place = store.set_aside(number)
-            warn(f"{what} It was moved to {place}; the training goes on from the one before.")
-            return None
+            return Position.from_record(record["position"]), record
+        except (KeyError, TypeError, AttributeError) as error:
+            raise store.not_read(number, error) from error
 
-    def _restore_whole(self, epoch: int) -> Restored:
-        return self.restore(epoch, with_optimizer=True)
-
-    def _restore_unfinished(self, step: int) -> Unfinished:
-        record = self._unfinished.read_record(step)
-        arrays = self._unfinished.read_arrays(step, record, ("trained", "optimizer", "totals"))
-        try:
-            return Unfinished(
-                epoch=record["epoch"],
-                step=record["step"],
-                seconds=record["seconds"],
-                early_stopping=EarlyStopping(**record["early_stopping"]),
-                **arrays,
-            )
-        except (KeyError, TypeError) as error:
-            raise self._unfinished.not_read(step, error) from error
+    def _read(self, store: CheckpointStore, number: int, items: tuple[str, ...]) -> Restored:
+        position, record = self._read_position(store, number)
+        arrays = store.read_arrays(number, record, items)
+        return Restored(position, arrays["trained"], arrays.get("optimizer", {}))
 
 
 def leaves_by_path(tree: Any) -> dict[str, jax.Array]:
@@ -314,13 +271,28 @@ def fill_leaves(tree: Any, leaves: Mapping[str, np.ndarray]) -> Any:
 
 def _arrays(state: TrainState) -> dict[str, dict[str, np.ndarray]]:
     """Copy what a step changes, because the next step takes over the buffers."""
-    return {
+    arrays = {
         "trained": {path: np.array(value) for path, value in state.trained.items()},
         "optimizer": {
             path: np.array(value) for path, value in leaves_by_path(state.optimizer).items()
         },
     }
+    for item, held in arrays.items():
+        for path, value in held.items():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise TrainingError(
+                    f"The {item} array {path!r} is no longer finite after step {int(state.step)},"
+                    " so it is not saved. The usual cause is a learning rate that is too large: try"
+                    " a tenth of it, from the checkpoint before."
+                )
+    return arrays
 
 
-def _rank(metrics: Any) -> Any:
-    return (metrics["validation_accuracy"], -metrics["validation_loss"])
+def _best(history: Sequence[EpochMetrics], epochs: Sequence[int]) -> int:
+    """Return the best of the epochs that have a checkpoint."""
+    ranks = {metrics.epoch: metrics.rank for metrics in history}
+    return max(epochs, key=lambda epoch: (epoch in ranks, ranks.get(epoch, ()), epoch))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

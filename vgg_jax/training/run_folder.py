@@ -1,210 +1,138 @@
-"""The folder of a run: `config.toml`, `run.json`, `metrics.jsonl` and `checkpoints/`."""
+"""The folder of a run: its configuration, record, metrics, state and checkpoints."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import tomli_w
-
-from vgg_jax.config import ResolvedConfig, TrainConfig, read_toml
+from vgg_jax.config import ResolvedConfig, TrainConfig
 from vgg_jax.errors import RunError
 from vgg_jax.plugins import parse_choice
-from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.checkpoints import Checkpoints
-from vgg_jax.training.run_plugins import (
-    as_used,
-    as_written,
-    check_plugins,
-    copy_local_plugins,
-    record_plugins,
+from vgg_jax.training.position import Position
+from vgg_jax.training.run_files import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    RECORD_FILE,
+    SCRATCH,
+    STATE_FILE,
+    RunFiles,
+    RunRecord,
+    metrics_line,
 )
+from vgg_jax.training.run_lock import LOCK_FILE
+from vgg_jax.training.run_plugins import FOLDER as PLUGINS_FOLDER
+from vgg_jax.training.run_plugins import copy_local_plugins, record_plugins
 
-FORMAT_VERSION = 1
-BACKBONE_FOLDER = "backbone"  # of converted weights, in a run that carries its own
+if TYPE_CHECKING:  # it brings Optax, which a prediction does without
+    from vgg_jax.training.steps import TrainState
+
+CHECKPOINTS_FOLDER = "checkpoints"
+_FILES_BEFORE_THE_FIRST_CHECKPOINT = {
+    *(CONFIG_FILE, RECORD_FILE, METRICS_FILE, STATE_FILE),
+    *(CHECKPOINTS_FOLDER, PLUGINS_FOLDER),
+}
 _PACKAGES = ("vgg-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 
 
-@dataclasses.dataclass(frozen=True)
-class RunRecord:
-    """What a run must know to be used again; written as `run.json`.
-
-    Attributes:
-        class_names: In the order of the logits.
-        weights: Where the backbone was read from: a folder, or `random:SEED`.
-        weights_digest: Of its arrays; a backbone with another digest is refused.
-        examples: Number of examples by split.
-        packages: Versions of the packages in use when the run was made.
-        plugins: The plugins in use: kind, name, package, version, contract, options; of one in a
-            file also the file's copy in the run and its SHA-256.
-        converted_from: Name of the weight file that the run was converted from; None if it was
-            trained here.
-        format_version: Of the folder.
-    """
-
-    class_names: tuple[str, ...]
-    weights: str
-    weights_digest: str
-    examples: dict[str, int]
-    packages: dict[str, str]
-    plugins: list[dict[str, Any]]
-    converted_from: str | None = None
-    format_version: int = FORMAT_VERSION
-
-
-class RunFolder:
+class RunFolder(RunFiles):
     """One run on the disk."""
 
     def __init__(self, path: Path) -> None:
         """Stand for the run in `path`, which need not exist yet."""
-        self.path = path
-        self.checkpoints = Checkpoints(path / "checkpoints")
+        super().__init__(path)
+        self.checkpoints = Checkpoints(path / CHECKPOINTS_FOLDER)
 
-    def create(self, config: ResolvedConfig, record: RunRecord) -> None:
-        """Make the folder and write what is known before the first step.
+    @contextmanager
+    def locked(self, note: Callable[[str], None]) -> Generator[None]:
+        """Be the only process that writes into the folder, which is made if need be.
+
+        Args:
+            note: Told of a lock that a process left behind.
 
         Raises:
-            RunError: If the folder exists or cannot be made.
+            RunError: If another process writes into it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self.not_written(error) from error
+        self.lock.acquire(note)
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+    def create(self, config: ResolvedConfig, record: RunRecord) -> None:
+        """Write what is known before the first step, in the place of a run that holds nothing.
+
+        Raises:
+            RunError: If there is another run, or it cannot be written.
         """
         self.refuse_existing()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            for name in _FILES_BEFORE_THE_FIRST_CHECKPOINT:
+                _remove(self.path / name)
             copy_local_plugins(config, self.path)
         except OSError as error:
-            raise self._not_written(error) from error
+            raise self.not_written(error) from error
         self.write_config(config)
         self.write_record(record)
 
     def refuse_existing(self) -> None:
-        """Raise `RunError` if the folder exists and is not empty."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise RunError(
-                f"The run folder {self.path} exists. Go on with it by `vgg-jax train --run"
-                f" {self.path} --resume`, or name another --run."
-            )
+        """Raise `RunError` if the folder is in the way of a new run.
 
-    @property
-    def own_backbone(self) -> str | None:
-        """The folder of converted weights that the run carries, or None."""
-        folder = self.path / BACKBONE_FOLDER
-        return str(folder) if folder.is_dir() else None
-
-    def write_config(self, config: ResolvedConfig) -> None:
-        """Write the configuration, resolved, as TOML."""
-        self._write("config.toml", tomli_w.dumps(as_written(config).as_toml_values()))
-
-    def write_record(self, record: RunRecord) -> None:
-        """Write `run.json`."""
-        self._write("run.json", json.dumps(dataclasses.asdict(record), indent=2) + "\n")
-
-    def read_config(
-        self, *, training: bool = False, allow_local_code: bool = False
-    ) -> ResolvedConfig:
-        """Read the configuration, and check that the plugins it names are here.
-
-        Args:
-            training: Whether the augmentations are needed too.
-            allow_local_code: Whether code of files that the run carries may be run.
-
-        Raises:
-            RunError: If this is no run, or its plugins cannot be used.
-            ConfigError: If the file was changed to something that is no configuration.
+        An empty folder is not, nor is a run that was ended before its first checkpoint.
         """
-        plugins = self.read_record().plugins
-        config = ResolvedConfig.from_values(read_toml(self.path / "config.toml"))
-        check_plugins(
-            config, self.path, plugins, training=training, allow_local_code=allow_local_code
+        if not self.path.exists() or self.holds_nothing():
+            return
+        raise RunError(
+            f"The run folder {self.path} exists. Go on with it by `vgg-jax train --run"
+            f" {self.path} --resume`, or name another --run."
         )
-        return as_used(config, self.path, plugins)
 
-    def read_record(self) -> RunRecord:
-        """Read `run.json`.
-
-        Raises:
-            RunError: If this is no run, or one of another version.
-        """
-        try:
-            values: dict[str, Any] = json.loads(
-                (self.path / "run.json").read_text(encoding="utf-8")
-            )
-        except FileNotFoundError as error:
-            missing = "has no run.json" if self.path.is_dir() else "does not exist"
-            raise RunError(
-                f"{self.path} is not a run: it {missing}. Runs are made by `vgg-jax train`."
-            ) from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / 'run.json'} cannot be read: {error}.") from error
-        version = values.get("format_version") if isinstance(values, dict) else None
-        if version != FORMAT_VERSION:
-            made_by = (
-                values.get("packages", {}).get("vgg-jax", "unknown")
-                if isinstance(values, dict)
-                else "unknown"
-            )
-            raise RunError(
-                f"{self.path} has format version {version!r} (made by vgg-jax {made_by}); this is"
-                f" vgg-jax {metadata.version('vgg-jax')}, which reads version {FORMAT_VERSION}. Use"
-                " that version of vgg-jax."
-            )
-        try:
-            return RunRecord(**{**values, "class_names": tuple(values["class_names"])})
-        except (TypeError, KeyError) as error:
-            raise RunError(f"{self.path / 'run.json'} is incomplete: {error}.") from error
-
-    def read_metrics(self) -> list[EpochMetrics]:
-        """Return what each completed epoch gave."""
-        file = self.path / "metrics.jsonl"
-        if not file.exists():
-            return []
-        return [EpochMetrics(**json.loads(line)) for line in file.read_text().splitlines()]
-
-    def append_metrics(self, metrics: EpochMetrics) -> None:
-        """Add one epoch to `metrics.jsonl`.
-
-        Raises:
-            RunError: If it cannot be written.
-        """
-        try:
-            with (self.path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
-        except OSError as error:
-            raise self._not_written(error) from error
-
-    def cut_metrics(self, last: EpochMetrics | None) -> list[EpochMetrics]:
-        """Make `last`, which a checkpoint held, the last line; returns what the file then holds.
-
-        A line may be torn, be missing, or tell of an epoch whose checkpoint was not finished.
-        Without any checkpoint the file becomes empty.
-
-        Raises:
-            RunError: If it cannot be written.
-        """
-        lines: list[str] = []
-        if last is not None:
-            file = self.path / "metrics.jsonl"
-            before = file.read_text().splitlines() if file.exists() else []
-            lines = [*before[: last.epoch - 1], json.dumps(dataclasses.asdict(last))]
-        self._write("metrics.jsonl", "".join(line + "\n" for line in lines))
-        return self.read_metrics()
-
-    def _write(self, name: str, text: str) -> None:
-        """Write a file of the run, whole or not at all."""
-        scratch = self.path / f"{name}.tmp"
-        try:
-            scratch.write_text(text, encoding="utf-8")
-            scratch.replace(self.path / name)
-        except OSError as error:
-            raise self._not_written(error) from error
-
-    def _not_written(self, error: OSError) -> RunError:
-        return RunError(
-            f"The run folder {self.path} cannot be written: {error.strerror}. Make room or choose "
-            "another --run; what was complete before can be gone on with by --resume."
+    def holds_nothing(self) -> bool:
+        """Tell whether the folder holds nothing but what a run has before its first checkpoint."""
+        if not self.path.is_dir():
+            return False
+        names = {path.name.removesuffix(SCRATCH) for path in self.path.iterdir()}
+        return (
+            names <= {*_FILES_BEFORE_THE_FIRST_CHECKPOINT, LOCK_FILE}
+            and self.checkpoints.is_empty()
+            and not self.checkpoints.damaged()
         )
+
+    def save_epoch(self, position: Position, state: TrainState) -> None:
+        """Save the state after an epoch, and add its line to `metrics.jsonl`.
+
+        Raises:
+            RunError: If that cannot be written, or the lock of the run was lost.
+            TrainingError: If a value is not finite.
+        """
+        self.lock.check()
+        self.checkpoints.save_epoch(position, state)
+        try:
+            with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(metrics_line(position.history[-1]))
+        except OSError as error:
+            raise self.not_written(error) from error
+
+    def save_unfinished(self, position: Position, state: TrainState) -> None:
+        """Save the state within an epoch; errors as for `save_epoch`."""
+        self.lock.check()
+        self.checkpoints.save_unfinished(position, state)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def new_record(

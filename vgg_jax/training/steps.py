@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vgg_jax.config import LossName
 from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.training.losses import example_losses, probabilities
+from vgg_jax.training.position import Sums
 
 Batch = Mapping[
     str, jax.Array
@@ -50,16 +52,34 @@ class TrainState(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Sums over the examples seen so far: their losses, how many were right, how many they are."""
+    """Sums over the steps of an epoch so far, on the device; the first four are `Sums`.
+
+    `failed_step` is the first step whose loss or gradient was not finite, 0 if there was none, and
+    `failed_loss` its loss.
+    """
 
     loss: jax.Array
     correct: jax.Array
     examples: jax.Array
+    skipped: jax.Array
+    failed_step: jax.Array
+    failed_loss: jax.Array
 
     @classmethod
-    def zero(cls) -> Totals:
-        """Return the sums over no examples."""
-        return cls(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    def start(cls, sums: Sums | None = None) -> Totals:
+        """Return totals that go on from `sums`, or over no steps."""
+        sums = sums or Sums()
+        correct, examples, skipped = (
+            jnp.asarray(n, jnp.int32) for n in (sums.correct, sums.examples, sums.skipped)
+        )
+        loss = jnp.asarray(sums.loss, jnp.float32)
+        failed_step, failed_loss = jnp.zeros((), jnp.uint32), jnp.zeros(())
+        return cls(loss, correct, examples, skipped, failed_step, failed_loss)
+
+    def fetch(self) -> Sums:
+        """Wait for the steps, and return their sums."""
+        loss, correct, examples, skipped = (np.asarray(value).item() for value in self[:4])
+        return Sums(loss, correct, examples, skipped)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compiled once for each instance
@@ -88,7 +108,8 @@ class Steps:
     ) -> tuple[TrainState, Totals]:
         """Take one optimizer step on a batch; returns the new state and the running sums.
 
-        Of an example that was mixed, the class with the largest share counts as the right one.
+        A step whose loss or gradient is not finite changes nothing but the totals. Of an example
+        that was mixed, the class with the largest share counts as the right one.
         """
         images, targets, valid = batch["images"], batch["labels"], batch["valid"]
         if self.augment is not None:
@@ -114,12 +135,25 @@ class Steps:
         gradients, (loss_sum, logits) = jax.grad(mean_loss, has_aux=True)(state.trained)
         updates, optimizer = self.tx.update(gradients, state.optimizer, state.trained)
         trained = cast("Parameters", optax.apply_updates(state.trained, updates))
+        finite = jnp.isfinite(loss_sum) & jnp.isfinite(optax.tree.norm(gradients, squared=True))
+        trained, optimizer = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (trained, optimizer),
+            (state.trained, state.optimizer),
+        )
         wanted = targets.argmax(-1) if targets.ndim == 2 else targets
         correct = (valid & (logits.argmax(-1) == wanted)).sum()
+        step = state.step + 1
+        first_failure = ~finite & (totals.failed_step == 0)
         totals = Totals(
-            totals.loss + loss_sum, totals.correct + correct, totals.examples + valid.sum()
+            totals.loss + jnp.where(finite, loss_sum, 0),
+            totals.correct + jnp.where(finite, correct, 0),
+            totals.examples + jnp.where(finite, valid.sum(), 0),
+            totals.skipped + ~finite,
+            jnp.where(first_failure, step, totals.failed_step),
+            jnp.where(first_failure, loss_sum / count, totals.failed_loss),
         )
-        return TrainState(trained, optimizer, state.step + 1), totals
+        return TrainState(trained, optimizer, step), totals
 
     def _num_classes(self, parameters: Parameters, images: jax.Array) -> int:
         return jax.eval_shape(lambda p, x: self.functional.bind(p)(x), parameters, images).shape[-1]

@@ -1,9 +1,12 @@
-"""Checksums of arrays and of files."""
+"""Checksums of arrays, of files and of what JSON holds."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,3 +22,8 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal; OSError if it is unreadable."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def json_sha256(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hexadecimal, of an object as JSON with its keys in order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,6 @@ seal over the whole tells whether anything in it was changed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from importlib import metadata as package_metadata
@@ -15,7 +14,7 @@ from typing import Any
 
 from vgg_jax.errors import WeightsError
 from vgg_jax.layers import kernel_shapes
-from vgg_jax.weights.checksums import array_sha256
+from vgg_jax.weights.checksums import array_sha256, json_sha256
 from vgg_jax.weights.source import TOP_LAYERS, Pair, SourceWeights
 
 FORMAT_VERSION = 1
@@ -61,7 +60,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 def seal_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return metadata with a checksum over all that they say, in place of any that was there."""
     content = {key: value for key, value in metadata.items() if key != "seal"}
-    return content | {"seal": _json_sha256(content)}
+    return content | {"seal": json_sha256(content)}
 
 
 def describe_weights(weights: SourceWeights) -> dict[str, Any]:
@@ -98,11 +97,7 @@ def describe_weights(weights: SourceWeights) -> dict[str, Any]:
 
 def _digest(metadata: Mapping[str, Any]) -> str:
     keys = ("width", "mean", "scale", "layers", "top", *(("head",) if metadata.get("head") else ()))
-    return _json_sha256({key: metadata[key] for key in keys})
-
-
-def _json_sha256(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json_sha256({key: metadata[key] for key in keys})
 
 
 def _is_sound(metadata: Mapping[str, Any]) -> bool:

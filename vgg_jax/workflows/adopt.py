@@ -18,8 +18,9 @@ from vgg_jax.errors import ConfigError, RunError
 from vgg_jax.layers import BASE_CHANNELS, HEAD
 from vgg_jax.model.imagenet_classes import class_names as known_class_names
 from vgg_jax.progress import EpochMetrics
-from vgg_jax.training.checkpoints import EarlyStopping
-from vgg_jax.training.run_folder import BACKBONE_FOLDER, RunFolder, new_record
+from vgg_jax.training.position import Position
+from vgg_jax.training.run_files import BACKBONE_FOLDER
+from vgg_jax.training.run_folder import RunFolder, new_record
 from vgg_jax.training.steps import TrainState
 from vgg_jax.weights.metadata import read_metadata
 from vgg_jax.weights.source import Pair, SourceWeights, WeightFile
@@ -184,10 +185,20 @@ def _write_run(
     run.write_config(config)
     run.write_record(record)
     parameters = {path: jnp.asarray(array) for path, array in head_parameters(weights.head).items()}
-    metrics = EpochMetrics(0, 0, 0.0, *[_UNKNOWN] * 6)
+    metrics = EpochMetrics(
+        epoch=0,
+        step=0,
+        seconds=0.0,
+        images_per_second=_UNKNOWN,
+        loss=_UNKNOWN,
+        accuracy=_UNKNOWN,
+        validation_loss=_UNKNOWN,
+        validation_accuracy=_UNKNOWN,
+        learning_rate=_UNKNOWN,
+    )
     try:
         state = TrainState(parameters, {}, jnp.zeros((), jnp.uint32))
-        run.checkpoints.save(metrics, state, EarlyStopping())
+        run.checkpoints.save_epoch(Position(epoch=1, history=(metrics,)), state)
     finally:
         run.checkpoints.close()
 

@@ -18,11 +18,11 @@ from vgg_jax.errors import ConfigError, DataError
 from vgg_jax.plugins import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Which
-from vgg_jax.training.loop import evaluate_batches
 from vgg_jax.training.losses import example_losses, probabilities, share_losses
 from vgg_jax.training.metrics import Evaluation, evaluation
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import Batch, data_mesh, example_keys
+from vgg_jax.training.validation import evaluate_batches
 from vgg_jax.workflows.feed import absolute_data, plain_batches
 from vgg_jax.workflows.load import load_classifier
 

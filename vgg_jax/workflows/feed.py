@@ -32,16 +32,11 @@ def open_training_data(config: ResolvedConfig, progress: Progress) -> DataSet:
     data = open_data(
         config.data, demo_folder=demo_folder, seed=config.seed, needed=("train", "validation")
     )
-    counts = ", ".join(f"{len(examples)} {name}" for name, examples in data.splits.items())
+    counts = ", ".join(f"{count} {name}" for name, count in data.counts.items())
     progress.note(f"Data: {data.name}, {len(data.class_names)} classes; {counts}.")
     for note in data.notes:
         progress.note(note)
     return data
-
-
-def steps_per_epoch(config: ResolvedConfig, examples: Examples) -> int:
-    """Return how many batches an epoch has."""
-    return -(-len(examples) // _batch_size(config, examples))
 
 
 def training_batches(
@@ -50,22 +45,23 @@ def training_batches(
     examples: Examples,
     epoch: int,
     devices: int,
-    start_batch: int = 0,
+    start: int = 0,
 ) -> Iterator[Batch]:
     """Return the batches of a training epoch, in its order, padded to a multiple of the devices.
 
-    The first `start_batch` of them are left out.
+    The first `start` examples are left out.
     """
     return batches(
         examples,
-        batch_size=_batch_size(config, examples),
+        batch_size=batch_size_of(config, examples),
         image_size=config.image_size,
         interpolation=config.interpolation,
         order=epoch_order(len(examples), config.seed, epoch),
         host=chain.host,
         host_seed=(config.seed, epoch),
-        start_batch=start_batch,
-        pad_to=_padded(_batch_size(config, examples), devices),
+        start=start,
+        threads=config.reader_threads,
+        pad_to=_padded(batch_size_of(config, examples), devices),
     )
 
 
@@ -83,16 +79,18 @@ def plain_batches(
     """
     return batches(
         examples,
-        batch_size=_batch_size(config, examples),
+        batch_size=batch_size_of(config, examples),
         image_size=config.image_size,
         interpolation=config.interpolation,
         host=host,
         host_seed=host_seed,
-        pad_to=_padded(_batch_size(config, examples), devices),
+        threads=config.reader_threads,
+        pad_to=_padded(batch_size_of(config, examples), devices),
     )
 
 
-def _batch_size(config: ResolvedConfig, examples: Examples) -> int:
+def batch_size_of(config: ResolvedConfig, examples: Examples) -> int:
+    """Return how many examples a batch has: no more than there are."""
     return min(config.batch_size, len(examples))
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 
-from vgg_jax.config import DEMO, ResolvedConfig
+from vgg_jax.config import ResolvedConfig
 from vgg_jax.errors import PluginError, RunError, VggJaxError, WeightsError, cause_of
-from vgg_jax.layers import HEAD, kernel_shapes
+from vgg_jax.layers import HEAD
 from vgg_jax.model.classifier import (
     Classifier,
     Functional,
@@ -28,57 +25,17 @@ from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugins import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Which
-from vgg_jax.training.run_folder import RunFolder, RunRecord
-from vgg_jax.weights.checksums import array_sha256
+from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.weights.source import Pair
 from vgg_jax.weights.store import load_weights
+from vgg_jax.workflows.backbone import (
+    RANDOM_PREFIX,
+    OpenedBackbone,
+    open_backbone,
+    open_run_backbone,
+)
 from vgg_jax.workflows.convert import find_weights
 from vgg_jax.workflows.trained_classifier import TrainedClassifier
-
-RANDOM_PREFIX = "random:"
-
-
-@dataclasses.dataclass(frozen=True)
-class OpenedBackbone:
-    """A backbone and where it is from.
-
-    Attributes:
-        backbone: The network.
-        weights: Absolute folder, `demo`, or `random:SEED[:WIDTH]`.
-        digest: SHA-256 over its arrays.
-        folder: Of converted weights, or None.
-        has_top: Whether there are fc6, fc7 and fc8, too.
-    """
-
-    backbone: VGG16
-    weights: str
-    digest: str
-    folder: Path | None = None
-    has_top: bool = False
-
-
-def open_backbone(weights: str, progress: Progress | None = None) -> OpenedBackbone:
-    """Read a backbone.
-
-    Args:
-        weights: A folder that `convert-weights` wrote, the name of one under `./weights` or in the
-            user's cache, a name in the manifest, which is downloaded on first use, `demo`, or
-            `random:SEED[:WIDTH]` for untrained weights.
-        progress: Told of a download; silent by default.
-
-    Raises:
-        WeightsError: If it is not there, or its arrays are not what was written.
-    """
-    if weights.startswith(RANDOM_PREFIX):
-        backbone = _random_backbone(weights)
-        return OpenedBackbone(backbone, weights, _digest(backbone))
-    folder = find_weights(weights, progress)
-    stored = load_weights(folder)
-    backbone = VGG16.from_layers(stored.layers, mean=stored.mean, scale=stored.scale)
-    # The demo's weights can be had again by name; the digest tells whether they are the same.
-    where = weights if weights == DEMO else str(folder.resolve())
-    has_top = bool(stored.metadata.get("top"))
-    return OpenedBackbone(backbone, where, stored.digest, folder, has_top)
 
 
 def load_backbone(weights: str | Path) -> VGG16:
@@ -92,6 +49,7 @@ def load_classifier(
     checkpoint: Which = "best",
     weights: str | None = None,
     allow_local_code: bool = False,
+    progress: Progress | None = None,
 ) -> TrainedClassifier:
     """Load the classifier that a run trained.
 
@@ -100,6 +58,7 @@ def load_classifier(
         checkpoint: `best`, by validation accuracy, or `latest`.
         weights: Where the backbone is, if it is no longer where the run found it.
         allow_local_code: Whether a head in a file that the run carries may be run.
+        progress: Told where the backbone was found, if it was moved; silent by default.
 
     Raises:
         RunError: If the folder is no run, has no checkpoint, was damaged, or has a head that is not
@@ -112,7 +71,8 @@ def load_classifier(
     epoch = folder.checkpoints.find(checkpoint)
     restored = folder.checkpoints.restore(epoch)
     folder.checkpoints.close()
-    functional, parameters = rebuild(config, record, weights or folder.own_backbone)
+    opened = open_run_backbone(folder, record, weights, progress)
+    functional, parameters = build_functional(opened, config, len(record.class_names))
     trained = checked(restored.trained, parameters)
     return TrainedClassifier(
         functional,
@@ -156,24 +116,6 @@ def load_top_classifier(weights: str | Path, progress: Progress | None = None) -
         interpolation="bilinear",
         loss="categorical",
     )
-
-
-def rebuild(
-    config: ResolvedConfig, record: RunRecord, weights: str | None = None
-) -> tuple[Functional, Parameters]:
-    """Build a run's classifier as it was before its first step, on the very backbone that it had.
-
-    Raises:
-        WeightsError: If the backbone is gone or is another one.
-    """
-    opened = open_backbone(weights or record.weights)
-    if opened.digest != record.weights_digest:
-        raise WeightsError(
-            f"The weights in {opened.weights} are not those that the run was trained on: their"
-            f" digest is {opened.digest[:12]}…, not {record.weights_digest[:12]}…. Name the right"
-            " folder with --weights."
-        )
-    return build_functional(opened, config, len(record.class_names))
 
 
 def build_functional(
@@ -272,25 +214,3 @@ def _no_top(weights: str) -> WeightsError:
         "\nUse --weights imagenet-top for ImageNet's classes, or name a trained run first:"
         " vgg-jax predict RUN PATH…"
     )
-
-
-def _random_backbone(weights: str) -> VGG16:
-    seed, _, width = weights.removeprefix(RANDOM_PREFIX).partition(":")
-    try:
-        number, width_value = int(seed), float(width or 1)
-        kernel_shapes(width_value)
-        if number < 0:
-            raise ValueError("negative seed")
-    except (ValueError, WeightsError) as error:
-        raise WeightsError(
-            f"Weights {weights!r} are not random:SEED[:WIDTH] with a seed of 0 or more and a width"
-            " such as 1 or 0.25."
-        ) from error
-    return VGG16.random(width_value, seed=number)
-
-
-def _digest(backbone: VGG16) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(nnx.state(backbone, nnx.Param)):
-        digest.update(array_sha256(np.asarray(leaf)).encode())
-    return digest.hexdigest()

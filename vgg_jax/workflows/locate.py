@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vgg_jax.cache import cache_folder
@@ -12,7 +12,7 @@ from vgg_jax.errors import WeightsError, did_you_mean
 from vgg_jax.progress import Progress
 from vgg_jax.weights.download import fetch, public_files
 from vgg_jax.weights.download_errors import DownloadError
-from vgg_jax.weights.metadata import METADATA_FILE
+from vgg_jax.weights.metadata import METADATA_FILE, read_metadata
 
 DEMO = "demo"
 WEIGHTS_FOLDER = Path("weights")
@@ -76,11 +76,22 @@ def converted_folder(name_or_folder: str | Path) -> Path | None:
             raise WeightsError(
                 f"{folder} holds no converted weights (no {METADATA_FILE}).\n{_ways_out(name)}"
             )
-    known = [*weight_names(), *_names_in(WEIGHTS_FOLDER), *_names_in(cached_weights("").parent)]
+    known = [*weight_names(), *_names_in(WEIGHTS_FOLDER), *_names_in(cached_weights(""))]
     looked = " or ".join(dict.fromkeys(map(str, places)))  # all the same for an absolute path
     raise WeightsError(
         f"No converted weights at {looked}.{did_you_mean(name, known)}\n{_ways_out(name)}"
     )
+
+
+def folders_with_digest(digest: str) -> Iterator[Path]:
+    """Yield the folders of converted weights under `./weights` and in the cache with a digest."""
+    for parent in (WEIGHTS_FOLDER, cached_weights("")):
+        for name in sorted(_names_in(parent)):
+            try:
+                if read_metadata(parent / name)["digest"] == digest:
+                    yield parent / name
+            except WeightsError:
+                continue  # no weights, or damaged ones: not those that are looked for
 
 
 def cached_weights(name: str) -> Path:

@@ -18,7 +18,7 @@ from vgg_jax.model.freezing import label_parameters
 from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugins import parse_choice
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.workflows.load import open_backbone
+from vgg_jax.workflows.backbone import open_run_backbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +66,12 @@ def summarise_run(
 
     Raises:
         RunError: If the folder is no run.
-        WeightsError: If the backbone is gone.
+        WeightsError: If the backbone is gone or is another one.
     """
     folder = RunFolder(Path(run))
     record = folder.read_record()
     config = folder.read_config(allow_local_code=allow_local_code)
-    width = open_backbone(weights or folder.own_backbone or record.weights).backbone.width
+    width = open_run_backbone(folder, record, weights).backbone.width
     return summarise(config, num_classes=len(record.class_names), width=width)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from vgg_jax.errors import WeightsError
 from vgg_jax.progress import Progress
-from vgg_jax.training.run_folder import BACKBONE_FOLDER, RunFolder
+from vgg_jax.training.run_files import BACKBONE_FOLDER
+from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.weights.arrange import arrange_weights
 from vgg_jax.weights.checksums import file_sha256
 from vgg_jax.weights.download import public_files

@@ -1,0 +1,218 @@
+"""One epoch of a training: its steps, then its validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_jax.config import OnNan
+from vgg_jax.errors import TrainingError, TrainingInterrupted
+from vgg_jax.model.classifier import Parameters
+from vgg_jax.progress import EpochMetrics, Progress
+from vgg_jax.training.interruption import Interruption
+from vgg_jax.training.memory import naming_a_smaller_batch
+from vgg_jax.training.position import Position, Sums
+from vgg_jax.training.run_folder import RunFolder
+from vgg_jax.training.steps import Steps, Totals, TrainState, put_batch, replicate
+from vgg_jax.training.validation import closing_at_end, evaluate_batches, for_device
+
+_SECONDS_BETWEEN_REPORTS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Where batches come from.
+
+    Attributes:
+        train: Batches of an epoch, in that epoch's order, without the first so many examples.
+        validation: Batches of the validation split.
+        examples: Number of training examples.
+        batch_size: Examples in a batch.
+    """
+
+    train: Callable[[int, int], Iterator[Any]]
+    validation: Callable[[], Iterator[Any]]
+    examples: int
+    batch_size: int
+
+    def batches_of(self, examples: int) -> int:
+        """Return how many batches that many examples make."""
+        return -(-examples // self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """When a training saves and when it ends.
+
+    Attributes:
+        epochs: Last epoch.
+        early_stop: End after this many epochs without a better validation loss; None for never.
+        checkpoint_seconds: Most seconds between two checkpoints.
+        on_nan: Whether a step whose loss or gradient is not finite ends the training or is skipped.
+        interruption: Looked at after each step.
+    """
+
+    epochs: int
+    early_stop: int | None = None
+    checkpoint_seconds: float = 600.0
+    on_nan: OnNan = "stop"
+    interruption: Interruption = dataclasses.field(default_factory=Interruption)
+
+
+class Epoch:
+    """One epoch under way."""
+
+    def __init__(
+        self,
+        steps: Steps,
+        frozen: Parameters,
+        feed: Feed,
+        run: RunFolder,
+        mesh: jax.sharding.Mesh,
+        limits: Limits,
+        start: Position,
+        progress: Progress,
+    ) -> None:
+        """Prepare to go on from `start`; the other arguments as for `fit`."""
+        self._steps, self._frozen, self._feed, self._mesh = steps, frozen, feed, mesh
+        self._run, self._limits, self._start, self._progress = run, limits, start, progress
+        # Counted from the epoch's start, also where the batches had another size then.
+        self._first = feed.batches_of(start.examples)
+        self._count = self._first + feed.batches_of(max(feed.examples - start.examples, 0))
+        self._begun = self._saved = time.perf_counter()
+
+    @property
+    def _seconds(self) -> float:
+        return self._start.seconds + time.perf_counter() - self._begun
+
+    def run(self, state: TrainState, learning_rate: float) -> tuple[TrainState, EpochMetrics]:
+        """Take the steps that are left, and evaluate; errors as for `fit`."""
+        self._progress.epoch_started(self._start.epoch, self._limits.epochs, self._count)
+        with naming_a_smaller_batch(self._feed.batch_size, self._advice):
+            state, totals = self._train(state)
+            sums, trained_for = self._checked(totals), self._seconds
+            if not sums.examples:
+                raise TrainingError(
+                    f"All {sums.skipped} steps of epoch {self._start.epoch} were skipped: none had"
+                    f" a finite loss and gradient.\n{_USUAL_CAUSES}"
+                )
+            losses, probabilities, labels = evaluate_batches(
+                partial(self._steps.evaluate, state.trained, self._frozen),
+                self._feed.validation(),
+                self._mesh,
+                lambda count: self._serve(state, totals, self._count),
+            )
+        metrics = EpochMetrics(
+            epoch=self._start.epoch,
+            step=int(state.step),
+            seconds=self._seconds,
+            images_per_second=sums.examples / trained_for,
+            loss=sums.loss / sums.examples,
+            accuracy=sums.correct / sums.examples,
+            validation_loss=float(losses.mean(dtype=np.float64)),
+            validation_accuracy=float((probabilities.argmax(1) == labels).mean()),
+            learning_rate=learning_rate,
+            skipped_steps=sums.skipped,
+        )
+        if not math.isfinite(metrics.validation_loss):
+            what = f"The validation loss of epoch {metrics.epoch} is {metrics.validation_loss}."
+            raise TrainingError(f"{what}\n{_USUAL_CAUSES}\n{self._last_good}")
+        return state, metrics
+
+    def _train(self, state: TrainState) -> tuple[TrainState, Totals]:
+        """Take steps, one of them in flight while the next batch is fetched."""
+        epoch, batches = (
+            self._start.epoch,
+            self._feed.train(self._start.epoch, self._start.examples),
+        )
+        # Placed as the step returns them, or it compiles twice.
+        totals = replicate(self._mesh, Totals.start(self._start.sums))
+        number = jnp.asarray(epoch, jnp.uint32)
+        reported = time.perf_counter()
+        for i, batch in enumerate(closing_at_end(batches), start=self._first + 1):
+            on_device = put_batch(self._mesh, for_device(batch))
+            jax.block_until_ready(totals)  # bounds how many batches wait
+            state, totals = self._steps.train(state, totals, self._frozen, on_device, number)
+            now = time.perf_counter()
+            if now - reported >= _SECONDS_BETWEEN_REPORTS or i == self._count:
+                reported = now
+                sums = self._checked(totals)
+                self._progress.step_done(
+                    i,
+                    sums.examples / self._seconds,
+                    sums.loss / max(sums.examples, 1),
+                    sums.correct / max(sums.examples, 1),
+                )
+            self._serve(state, totals, i)
+        return state, totals
+
+    def _serve(self, state: TrainState, totals: Totals, batches: int) -> None:
+        """Save when it is time to; save and raise when a signal came."""
+        signal_number = self._limits.interruption.signal_number
+        due = time.perf_counter() - self._saved >= self._limits.checkpoint_seconds
+        if signal_number is None and not due:
+            return
+        done = self._start.examples + (batches - self._first) * self._feed.batch_size
+        position = dataclasses.replace(
+            self._start,
+            examples=min(done, self._feed.examples),
+            step=int(state.step),
+            seconds=self._seconds,
+            sums=self._checked(totals),
+        )
+        self._run.save_unfinished(position, state)
+        self._saved = time.perf_counter()
+        if signal_number is not None:
+            self._run.checkpoints.wait()
+            raise TrainingInterrupted(
+                f"Interrupted in epoch {position.epoch}, after step {position.step}, which is"
+                f" saved. Go on with `vgg-jax train --run {self._run.path} --resume`.",
+                signal_number,
+            )
+
+    def _checked(self, totals: Totals) -> Sums:
+        """Fetch the sums; raise if a step failed and is not to be skipped."""
+        sums, step = totals.fetch(), int(totals.failed_step)
+        if step and self._limits.on_nan == "stop":
+            loss = float(totals.failed_loss)
+            what = "loss" if not math.isfinite(loss) else f"gradient (at a loss of {loss:.4g})"
+            value = f"became {loss}" if not math.isfinite(loss) else "was not finite"
+            raise TrainingError(
+                f"The {what} {value} at step {step}, in epoch {self._start.epoch}.\n{_USUAL_CAUSES}"
+                f"\n{self._last_good}"
+            )
+        return sums
+
+    @property
+    def _last_good(self) -> str:
+        checkpoints = self._run.checkpoints
+        checkpoints.wait()
+        if checkpoints.is_empty():
+            return "Nothing was saved before it, so train anew."
+        return (
+            f"What was saved before it is sound. Go on from there with `vgg-jax train --run"
+            f" {self._run.path} --resume --override --learning-rate …`, or leave such steps out"
+            " with --on-nan skip."
+        )
+
+    def _advice(self, batch_size: int) -> str:
+        if self._run.checkpoints.is_empty():
+            return f"train again with --batch-size {batch_size}"
+        return (
+            f"go on with `vgg-jax train --run {self._run.path} --resume --override --batch-size"
+            f" {batch_size}`"
+        )
+
+
+_USUAL_CAUSES = (
+    "Usual causes: a learning rate that is too large (try a tenth of it), or weights that do not"
+    " belong to the pictures' preprocessing."
+)

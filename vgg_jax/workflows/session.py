@@ -1,0 +1,130 @@
+"""One session of a training: the state on the devices, from the first step or from a checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+
+import jax
+import jax.numpy as jnp
+
+from vgg_jax.augment.chain import Chain, build_chain
+from vgg_jax.config import ResolvedConfig
+from vgg_jax.data.examples import DataSet
+from vgg_jax.model.classifier import Functional, Parameters
+from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
+from vgg_jax.plugins import parse_choice
+from vgg_jax.progress import Progress
+from vgg_jax.training.checkpoints import Restored, fill_leaves
+from vgg_jax.training.epoch import Feed, Limits
+from vgg_jax.training.interruption import Interruption
+from vgg_jax.training.loop import fit
+from vgg_jax.training.optim import make_optimizer
+from vgg_jax.training.position import Position
+from vgg_jax.training.run_folder import RunFolder
+from vgg_jax.training.steps import Steps, TrainState, data_mesh, replicate
+from vgg_jax.workflows.feed import batch_size_of, plain_batches, training_batches
+from vgg_jax.workflows.load import checked
+
+_KERAS_BINARY_WARNING = (
+    "loss keras-binary is binary cross-entropy on the softmax, as in the old recipe. The accuracy"
+    " that Keras printed for it took every class for a yes-or-no question and was inflated; the"
+    " accuracy here is the share of pictures classified right."
+)
+
+
+def chain_of(config: ResolvedConfig) -> Chain:
+    """Build the chain of a configuration's augmentations; errors as for `build_chain`."""
+    choices = [parse_choice(text) for text in config.augment]
+    return build_chain(choices, fill=config.fill, fill_value=config.fill_value)
+
+
+@dataclasses.dataclass
+class Session:
+    """All that one call of `fit` needs, on the devices."""
+
+    config: ResolvedConfig
+    steps: Steps
+    state: TrainState
+    frozen: dict[str, jax.Array]
+    chain: Chain
+    mesh: jax.sharding.Mesh
+
+    @classmethod
+    def start(
+        cls, config: ResolvedConfig, functional: Functional, parameters: Parameters, chain: Chain
+    ) -> Session:
+        """Prepare the first step, from `parameters`."""
+        labels = label_parameters(parameters, config.train_from)
+        trained, frozen = split_parameters(parameters, labels)
+        optimizer = make_optimizer(
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+        )
+        tx = train_only(optimizer, {path: labels[path] for path in trained})
+        steps = Steps(
+            functional,
+            tx,
+            config.loss,
+            label_smoothing=config.label_smoothing,
+            augment=chain if chain.on_device else None,
+            seed=config.seed,
+        )
+        mesh = data_mesh()
+        state = TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32))
+        return cls(config, steps, replicate(mesh, state), replicate(mesh, frozen), chain, mesh)
+
+    def restore(self, restored: Restored, parameters: Parameters) -> None:
+        """Go on from a checkpoint instead; `parameters` are those before the first step.
+
+        Raises:
+            RunError: If the checkpoint does not fit.
+        """
+        state = TrainState(
+            checked(restored.trained, parameters),
+            fill_leaves(self.state.optimizer, restored.optimizer),
+            jnp.asarray(restored.position.step, jnp.uint32),
+        )
+        self.state = replicate(self.mesh, state)
+
+    def fit(
+        self,
+        data: DataSet,
+        run: RunFolder,
+        start: Position,
+        progress: Progress,
+        interruption: Interruption | None,
+    ) -> None:
+        """Train from `start` on; errors as for `vgg_jax.training.loop.fit`."""
+        config, train, devices = self.config, data.splits["train"], self.mesh.size
+        if config.loss == "keras-binary":
+            progress.warn(_KERAS_BINARY_WARNING)
+        feed = Feed(
+            train=lambda epoch, first: training_batches(
+                config, self.chain, train, epoch, devices, first
+            ),
+            validation=lambda: plain_batches(config, data.splits["validation"], devices),
+            examples=len(train),
+            batch_size=batch_size_of(config, train),
+        )
+        limits = Limits(
+            epochs=config.epochs,
+            early_stop=config.early_stop,
+            checkpoint_seconds=60 * config.checkpoint_minutes,
+            on_nan=config.on_nan,
+            interruption=interruption or Interruption(),
+        )
+        with limits.interruption.listening() if interruption else nullcontext(), run.training():
+            fit(
+                self.steps,
+                self.state,
+                self.frozen,
+                feed,
+                run,
+                mesh=self.mesh,
+                limits=limits,
+                learning_rate=config.learning_rate,
+                start=start,
+                progress=progress,
+            )
