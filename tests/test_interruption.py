@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
+from training_runs import After, Recorder, same_run, spoil, start_training
 
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import TrainingError, TrainingInterrupted
-from vgg_jax.progress import EpochMetrics, Progress
+from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.loop import _check_frozen
-from vgg_jax.training.position import Position
 from vgg_jax.workflows.train import run_training, train
-
-# A shell that starts this in the background lets Ctrl-C be ignored; then it must be heard again.
-HEARS_CTRL_C = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from vgg_jax.cli.app import main
-main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -42,56 +31,6 @@ def slow_options(options):
         "optimizer": "adam",
         "early_stop": 1000,
     }
-
-
-def same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys()
-    for path, value in one.items():
-        np.testing.assert_array_equal(value, other[path], err_msg=path)
-
-
-def same_run(one, other) -> None:
-    """Compare all that two runs hold, but for times."""
-    for which in ("latest", "best"):
-        held = [Checkpoints(Path(run.path) / "checkpoints") for run in (one, other)]
-        epochs = [checkpoints.find(which) for checkpoints in held]
-        assert epochs[0] == epochs[1]
-        a, b = (c.restore(epochs[0], with_optimizer=True) for c in held)
-        same_arrays(a.trained, b.trained)
-        same_arrays(a.optimizer, b.optimizer)
-        assert timeless(a.position) == timeless(b.position)
-    lines = [[timed(m) for m in run.history] for run in (one, other)]
-    assert lines[0] == lines[1]
-
-
-def timed(metrics: EpochMetrics) -> EpochMetrics:
-    return dataclasses.replace(metrics, seconds=0.0, images_per_second=0.0)
-
-
-def timeless(position: Position) -> Position:
-    return dataclasses.replace(position, history=tuple(map(timed, position.history)))
-
-
-def start_training(options, path, **others) -> subprocess.Popen[str]:
-    """Start one of very many epochs; returns when it has completed one and begun the next."""
-    flags = []
-    for name, value in {**options, **others, "epochs": 100_000, "run": path}.items():
-        for one in value if isinstance(value, tuple) else (value,):
-            flags += [f"--{name.replace('_', '-')}", str(one)]
-    process = subprocess.Popen(
-        [sys.executable, "-c", HEARS_CTRL_C, "train", *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    )
-    deadline = time.monotonic() + 120
-    metrics = path / "metrics.jsonl"
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and metrics.read_text().endswith("\n"):
-            return process
-        time.sleep(0.01)
-    process.kill()
-    pytest.fail(f"no epoch was completed: {process.communicate()[1]}")
 
 
 @pytest.mark.parametrize(
@@ -117,19 +56,6 @@ def test_a_stopped_training_ends_with_the_bytes_of_an_undisturbed_one(
     assert left == []  # of a complete training
 
 
-class After(Interruption):
-    """Interrupts when it was looked at so many times."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self.looks = looks
-
-    @property
-    def signal_number(self) -> int | None:
-        self.looks -= 1
-        return signal.SIGTERM if self.looks < 0 else None
-
-
 @pytest.mark.parametrize(
     ("looks", "place"),
     [(0, "epoch 1, after step 1"), (3, "epoch 1, after step 3"), (5, "epoch 2, after step 4")],
@@ -148,27 +74,6 @@ def _config(options):
     return TrainConfig.from_values(options)
 
 
-class Warned(Progress):
-    def __init__(self):
-        self.warnings, self.notes = [], []
-
-    def warn(self, text):
-        self.warnings.append(text)
-
-    def note(self, text):
-        self.notes.append(text)
-
-
-def spoil(folder: Path) -> None:
-    """Flip a bit of the largest file."""
-    largest = max(
-        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-    )
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
-
-
 @pytest.mark.parametrize("damaged", [("epoch_3",), ("epoch_3", "epoch_2"), ("all",)])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(damaged, options, tmp_path):
     whole = train(**{**options, "epochs": 4}, run=str(tmp_path / "whole"))
@@ -177,7 +82,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(damaged, opti
     names = [path.name for path in folder.glob("epoch_*")] if damaged == ("all",) else damaged
     for name in names:
         spoil(folder / name)
-    progress = Warned()
+    progress = Recorder()
     resumed = train(run=str(part.path), resume=True, epochs=4, progress=progress)
     assert len(progress.warnings) == len(names)
     for name, text in zip(sorted(names, reverse=True), progress.warnings, strict=True):
@@ -194,7 +99,7 @@ def test_an_epoch_under_way_whose_checkpoint_is_damaged_starts_anew(options, run
         run_training(config, Progress(), After(1))
     (unfinished,) = (path / "checkpoints" / "unfinished").glob("step_*")
     spoil(unfinished)
-    progress = Warned()
+    progress = Recorder()
     resumed = train(run=str(path), resume=True, progress=progress)
     assert len(progress.warnings) == 1
     same_run(resumed, run)

@@ -7,58 +7,26 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from training_runs import PROGRAM, Recorder, latest
 
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import (
-    ConfigError,
-    DataError,
     RunError,
     TrainingError,
     VggJaxError,
     WeightsError,
 )
-from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import Steps
 from vgg_jax.weights.store import load_weights
 from vgg_jax.workflows.load import load_classifier
 from vgg_jax.workflows.train import run_training, train
-
-# A shell that starts this in the background lets Ctrl-C be ignored; then it must be heard again.
-HEARS_CTRL_C = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from vgg_jax.cli.app import main
-main()
-"""
-PROGRAM = [sys.executable, "-c", HEARS_CTRL_C]
-
-
-class Recorder(Progress):
-    def __init__(self):
-        self.notes, self.warnings, self.epochs = [], [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def warn(self, text):
-        self.warnings.append(text)
-
-    def epoch_done(self, metrics, best):
-        self.epochs.append((metrics.epoch, best))
-
-
-def latest(path) -> dict[str, np.ndarray]:
-    checkpoints = Checkpoints(Path(path) / "checkpoints")
-    restored = checkpoints.restore(checkpoints.find("latest"), with_optimizer=True)
-    return {**restored.trained, **restored.optimizer}
 
 
 def test_it_learns(options, tmp_path):
@@ -106,60 +74,6 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(options, run,
     assert not np.array_equal(latest(other.path)[kernel], before[kernel])
 
 
-@pytest.mark.parametrize("augment", [(), ("keras", "brightness:low=0.5")])
-def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(options, tmp_path, augment):
-    options = {**options, "augment": augment, "optimizer": "adam", "weight_decay": 0.01}
-    whole = train(**{**options, "epochs": 3}, run=str(tmp_path / "whole"))
-    part = train(**{**options, "epochs": 1}, run=str(tmp_path / "part"))
-    resumed = train(run=str(part.path), resume=True, epochs=3)
-    expected, given = latest(whole.path), latest(resumed.path)
-    assert expected.keys() == given.keys()
-    for path, value in expected.items():
-        np.testing.assert_array_equal(given[path], value, err_msg=path)
-    timeless = [
-        [
-            (m.epoch, m.step, m.loss, m.accuracy, m.validation_loss, m.validation_accuracy)
-            for m in run.history
-        ]
-        for run in (whole, resumed)
-    ]
-    assert timeless[0] == timeless[1]
-
-
-def test_resuming_refuses_what_would_change_the_result(run):
-    with pytest.raises(ConfigError, match=r"--seed 5 differs from the run's 0"):
-        train(run=str(run.path), resume=True, seed=5)
-    with pytest.raises(ConfigError, match=r"--resume needs --run"):
-        train(resume=True)
-
-
-def test_resuming_a_complete_run_says_so_and_changes_nothing(run):
-    recorder = Recorder()
-    again = train(run=str(run.path), resume=True, progress=recorder, head="dense256")
-    assert again.history == run.history
-    assert "complete: 2 epochs" in recorder.notes[-1]
-
-
-@pytest.mark.parametrize("left", ["", '{"epoch": 1, "lo', "whole"])
-def test_a_run_without_a_completed_epoch_starts_with_the_first(run, tmp_path, left):
-    copy = tmp_path / "copy"
-    shutil.copytree(run.path, copy, ignore=shutil.ignore_patterns("epoch_*"))
-    if left != "whole":
-        (copy / "metrics.jsonl").write_text(left)
-    resumed = train(run=str(copy), resume=True)
-    assert [m.loss for m in resumed.history] == [m.loss for m in run.history]
-
-
-def test_resuming_notices_changed_data(options, photos, tmp_path):
-    copy = tmp_path / "photos"
-    shutil.copytree(photos, copy)
-    path = tmp_path / "run"
-    train(**{**options, "data": str(copy), "epochs": 1}, run=str(path))
-    (copy / "train" / "rings" / "3.png").unlink()
-    with pytest.raises(DataError, match="have changed: the run started with"):
-        train(run=str(path), resume=True, epochs=2)
-
-
 def test_a_run_folder_that_cannot_be_written_is_an_error(options, run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run.path, copy)
@@ -170,20 +84,6 @@ def test_a_run_folder_that_cannot_be_written_is_an_error(options, run, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot be written|exists"):
         train(**options, run=str(tmp_path / "file" / "run"))
-
-
-def test_resuming_finds_moved_weights(options, weights, tmp_path):
-    moved = tmp_path / "moved"
-    shutil.copytree(weights, moved)
-    path = tmp_path / "run"
-    train(**{**options, "weights": str(moved), "epochs": 1}, run=str(path))
-    moved.rename(tmp_path / "elsewhere")
-    with pytest.raises(WeightsError, match="--weights"):
-        train(run=str(path), resume=True, epochs=2)
-    resumed = train(run=str(path), resume=True, epochs=2, weights=str(tmp_path / "elsewhere"))
-    assert len(resumed.history) == 2
-    with pytest.raises(WeightsError, match="not those"):
-        train(run=str(path), resume=True, epochs=3, weights="random:0:0.0625")
 
 
 def test_early_stopping_watches_the_validation_loss(options, tmp_path):

@@ -183,19 +183,21 @@ def checked(restored: Mapping[str, np.ndarray], parameters: Parameters) -> Param
     """
     for path in parameters:
         if path.startswith("head/") and path not in restored:
-            raise RunError(
-                f"The checkpoint lacks the head's {path!r}; the head that made this run has "
-                "changed. Install the version that the run's run.json names."
-            )
+            raise RunError(f"The checkpoint lacks the head's {path!r}; {_OTHER_HEAD}")
     for path, value in restored.items():
         here = parameters[path].shape if path in parameters else None
         if here != value.shape:
             raise RunError(
                 f"The checkpoint's {path!r} has shape {value.shape}, the classifier's has {here};"
-                " the head that made this run has changed. Install the version that the run's"
-                " run.json names."
+                f" {_OTHER_HEAD}"
             )
     return {path: jax.numpy.asarray(value) for path, value in restored.items()}
+
+
+_OTHER_HEAD = (
+    "the head that made this run has changed, or --image-size is another. Install the version that"
+    " the run's run.json names."
+)
 
 
 def _image_size(inputs: int, channels: int) -> int:
