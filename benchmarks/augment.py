@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,14 @@ print(json.dumps({"ImageDataGenerator": time_it(one_by_one), "layers": time_it(c
 )
 
 
-def augmentations(keras_python: Path) -> Iterator[dict[str, Any]]:
-    """Yield milliseconds an image of each of `CHAINS` and, where Keras is at hand, of its ways."""
-    measured = measure(OURS, *CHAINS)
+def augmentations(chains: Sequence[str], keras_python: Path) -> Iterator[dict[str, Any]]:
+    """Yield milliseconds an image of each chain and, where Keras is at hand, of its ways.
+
+    Args:
+        chains: Augmentations as `--augment` takes them, with spaces between those of one chain.
+        keras_python: A Python that has Keras, if it is there.
+    """
+    measured = measure(OURS, *chains)
     for chain, ms in json.loads(measured.output.splitlines()[-1]).items():
         yield _case(f"--augment {chain}", ms, measured.others_cores)
     if keras_python.is_file():

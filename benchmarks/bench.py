@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from augment import augmentations
+from augment import CHAINS, augmentations
 from convert import CONVERT, ENVIRONMENT, Measured, conversions, measure, write_weights
 
 HERE = Path(__file__).parent
@@ -143,7 +143,7 @@ def predict_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
 def augment_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
     """Time chains of augmentations, and Keras' ways to do what `--augment keras` does."""
     del folder
-    for case in augmentations(args.keras_python):
+    for case in augmentations(args.chains, args.keras_python):
         rows = [(f"augmenting, {case['who']}", f"{case['ms_per_image']} ms an image")]
         yield Case("augment", rows, **case)
 
@@ -179,6 +179,9 @@ def main() -> None:
     real_data = Path(os.environ.get("VGG_JAX_REAL_DATA", SHARED / "data"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument(
+        "--chains", nargs="+", default=CHAINS, help="of augment, such as: randaugment"
+    )
     parser.add_argument("--data", type=Path, default=real_data / "flowers5")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=20)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from vgg_jax_randaugment import (
-    _RAND_BITS,
-    _RAND_STRENGTHS,
+    _RAND,
     OPERATIONS,
+    Draw,
     RandAugment,
     TrivialAugment,
+    _transform,
     transform,
 )
 
@@ -34,8 +39,8 @@ def levels() -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def transformed(name, image, share, sign):
-    picked = jnp.asarray(OPERATIONS.index(name))
-    return transform(image, picked, share, sign, _RAND_STRENGTHS, _RAND_BITS)
+    draws = Draw(jnp.array([OPERATIONS.index(name)]), share[None], sign[None])
+    return transform(image, draws, _RAND)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -91,7 +96,7 @@ def expected(name: str, picture: Image.Image, share: float, sign: float) -> Imag
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operations_are_pillows(name, sign, levels):
     image = jnp.asarray(levels, jnp.float32) / 255
-    found = np.asarray(transformed(name, image, jnp.float32(0.5), sign))
+    found = np.asarray(transformed(name, image, jnp.float32(0.5), jnp.float32(sign)))
     wanted = np.asarray(expected(name, Image.fromarray(levels), 0.5, sign)) / 255
     inside = slice(None)
     if name in ("rotate", "shear-x", "shear-y", "translate-x", "translate-y"):
@@ -109,13 +114,91 @@ def test_operations_are_pillows(name, sign, levels):
 @pytest.mark.parametrize("name", [n for n in OPERATIONS if n not in ("autocontrast", "equalize")])
 def test_no_strength_is_no_change(name, levels):
     image = jnp.asarray(levels, jnp.float32) / 255
-    found = transformed(name, image, jnp.float32(0), 1.0)
+    found = transformed(name, image, jnp.float32(0), jnp.float32(1))
     np.testing.assert_allclose(found, image, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [RandAugment, TrivialAugment])
 def test_the_contract_is_kept(kind):
     check_augmentation(kind)
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[jax.Array, Draw]:
+    """Return pictures, and three operations for each: every one is drawn."""
+    rng = np.random.default_rng(0)
+    images = rng.random((28, 40, 48, 3), np.float32)
+    picked = np.stack([rng.permutation(28) % len(OPERATIONS) for _ in range(3)], 1)
+    share, sign = rng.random((28, 3), np.float32), rng.choice([-1.0, 1.0], (28, 3))
+    draws = Draw(jnp.array(picked), jnp.array(share), jnp.array(sign, jnp.float32))
+    return jnp.array(images), draws
+
+
+# What `jax.vmap` is on accelerators.
+usual_vmap = jax.jit(jax.vmap(functools.partial(_transform, strengths=_RAND)))
+
+
+@jax.jit
+def vectorised(images: jax.Array, draws: Draw) -> jax.Array:
+    return jax.vmap(lambda image, own: transform(image, own, _RAND))(images, draws)
+
+
+def test_vectorised_in_any_way_it_is_the_same(batch):
+    images, draws = batch
+    wanted = np.stack(
+        [transform(images[i], Draw(*(d[i] for d in draws)), _RAND) for i in range(28)]
+    )
+    np.testing.assert_allclose(vectorised(images, draws), wanted, atol=1e-5)
+    np.testing.assert_allclose(usual_vmap(images, draws), wanted, atol=1e-5)
+    halves = jax.tree.map(lambda leaf: leaf.reshape(2, 14, *leaf.shape[1:]), batch)
+    nested = jax.jit(jax.vmap(vectorised))(*halves)
+    np.testing.assert_allclose(nested.reshape(images.shape), wanted, atol=1e-5)
+
+
+def test_one_picture_can_have_many_draws(batch):
+    images, draws = batch
+    found = jax.vmap(lambda own: transform(images[0], own, _RAND))(draws)
+    same = jnp.broadcast_to(images[0], images.shape)
+    np.testing.assert_allclose(found, vectorised(same, draws), atol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of CPUs only")
+def test_on_cpus_only_what_was_drawn_is_computed(batch):
+    def seconds(function) -> float:
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            jax.block_until_ready(function(*batch))
+            times.append(time.perf_counter() - start)
+        return min(times[1:])  # the first compiles
+
+    assert seconds(vectorised) < 0.5 * seconds(usual_vmap)
+
+
+def test_several_devices_share_the_pictures():
+    code = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from vgg_jax_randaugment import RandAugment
+apply = jax.jit(jax.vmap(RandAugment().apply))
+keys = jax.random.split(jax.random.key(0), 4)
+images = np.random.default_rng(0).random((4, 16, 16, 3), np.float32)
+mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+rows = NamedSharding(mesh, PartitionSpec("data"))
+spread = apply(*jax.device_put((keys, images), rows))
+assert spread.sharding.is_equivalent_to(rows, 4), spread.sharding
+alone = [RandAugment().apply(key, image) for key, image in zip(keys, images)]
+np.testing.assert_allclose(spread, alone, atol=1e-5)
+"""
+    flags = "--xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_operation_has_its_turn(levels):
