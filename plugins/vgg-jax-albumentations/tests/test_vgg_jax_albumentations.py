@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -51,9 +53,111 @@ def test_transforms_are_those_of_the_library(image):
     assert all(np.array_equal(picture, image) for picture in rest)
 
 
+def test_transforms_are_drawn_independently(image):
+    both = Albumentations(transforms=("HorizontalFlip", "VerticalFlip"))
+    ways = [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
+    counts = [0, 0, 0, 0]
+    for seed in range(100):
+        found = view(both, image, seed)
+        counts[[np.array_equal(found, way) for way in ways].index(True)] += 1
+    assert min(counts) > 10
+
+
 def test_probability_is_how_often_the_pipeline_runs(image):
     rare = Albumentations(transforms=("InvertImg",) * 2, probability=0.0)
     assert view(rare, image, 0) is image
+
+
+def test_by_default_most_pictures_change():
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    found = [view(Albumentations(), image, seed) for seed in range(40)]
+    changed = np.mean([not np.array_equal(picture, image) for picture in found])
+    assert 0.5 < changed < 1  # two transforms, each with its own probability of a half
+
+
+def saved(pipeline, folder):
+    path = folder / "pipeline.json"
+    albumentations.save(pipeline, path, data_format="json")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["Affine", "NoOp", "Pad", "ToRGB", "XYMasking"])
+def test_a_transform_without_effect_is_refused(name):
+    with pytest.raises(OptionError, match=f"{name} changes no picture with its default options"):
+        Albumentations(transforms=("CLAHE", name))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "what"),
+    [
+        (albumentations.Affine(p=1), "Affine"),
+        (albumentations.Compose([]), "the pipeline"),
+        (albumentations.Compose([albumentations.CLAHE(p=1)], p=0), "the pipeline"),
+        (albumentations.Compose([albumentations.CLAHE(p=0)]), "CLAHE"),
+        (
+            albumentations.Compose(
+                [
+                    albumentations.HorizontalFlip(p=1),
+                    albumentations.Sequential([albumentations.Posterize(num_bits=7, p=0)], p=1),
+                ]
+            ),
+            "Posterize",
+        ),
+        (albumentations.OneOf([albumentations.NoOp(p=1), albumentations.Affine(p=1)]), "OneOf"),
+    ],
+)
+def test_a_saved_pipeline_without_effect_is_refused(pipeline, what, tmp_path):
+    with pytest.raises(OptionError, match=rf"pipeline.json cannot be used: {what} changes no"):
+        Albumentations(file=saved(pipeline, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        albumentations.HorizontalFlip(p=1e-6),
+        albumentations.AutoContrast(p=0.5),
+        albumentations.Solarize(threshold_range=(0.99, 0.99), p=0.5),
+        albumentations.PixelDropout(dropout_prob=1e-4, p=1),
+        albumentations.SmallestMaxSize(max_size=61, p=1),
+        albumentations.CenterCrop(height=480, width=640, p=1),
+        albumentations.CenterCrop(height=1000, width=1000, p=1),
+        albumentations.OneOf([albumentations.NoOp(p=1), albumentations.CLAHE(p=1e-3)], p=0.1),
+        albumentations.Sequential([albumentations.HorizontalFlip(p=1)] * 2, p=0.1),
+    ],
+    ids=lambda step: type(step).__name__,
+)
+def test_rare_and_small_effects_are_accepted(step, tmp_path):
+    Albumentations(file=saved(albumentations.Compose([step]), tmp_path))
+
+
+def test_trying_a_pipeline_leaves_it_as_it_is(image, tmp_path):
+    rare = Albumentations(file=saved(albumentations.InvertImg(p=1e-6), tmp_path))
+    assert all(np.array_equal(view(rare, image, seed), image) for seed in range(10))
+
+
+@pytest.mark.parametrize("digits", [12, 64])
+def test_a_checksum_tells_whether_a_file_was_changed(digits, image, tmp_path):
+    file = saved(albumentations.InvertImg(p=1), tmp_path)
+    digest = hashlib.sha256((tmp_path / "pipeline.json").read_bytes()).hexdigest()
+    given = Albumentations(file=file, sha256=digest[:digits].upper())
+    assert given == Albumentations(file=file)
+    assert given.sha256 == digest
+    saved(albumentations.VerticalFlip(p=1), tmp_path)
+    with pytest.raises(OptionError, match=f"not the file that was meant.*not {digest[:digits]}"):
+        Albumentations(file=file, sha256=digest[:digits])
+
+
+def test_a_file_that_changes_changes_nothing_that_has_begun(image, tmp_path):
+    file = saved(albumentations.InvertImg(p=1), tmp_path)
+    before = Albumentations(file=file)
+    saved(albumentations.VerticalFlip(p=1), tmp_path)
+    after = Albumentations(file=file)
+    assert before != after
+    for augmentation in (before, pickle.loads(pickle.dumps(before))):
+        with ThreadPoolExecutor(1) as thread:
+            found = thread.submit(view, augmentation, image, 0).result()
+        np.testing.assert_array_equal(found, 255 - image)
+    np.testing.assert_array_equal(view(after, image, 0), image[::-1])
 
 
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
@@ -80,6 +184,10 @@ def test_a_single_saved_transform_can_be_named(image, tmp_path):
         ({"transforms": ("Compose",)}, "option 'transforms' is 'Compose'"),
         ({"file": "pipeline.pkl"}, "must be a file that ends in .json or .yaml"),
         ({"file": "/nowhere/pipeline.json"}, "pipeline.json cannot be used: FileNotFoundError"),
+        ({"transforms": ()}, "at least one name"),
+        ({"sha256": "0" * 64}, "option 'sha256' is '0+', but must be left out where there is no"),
+        ({"file": "x.json", "sha256": "0123"}, "12 to 64 hexadecimal digits"),
+        ({"file": "x.json", "sha256": "g" * 64}, "12 to 64 hexadecimal digits"),
         ({"probability": 2.0}, "option 'probability' is 2.0"),
     ],
 )
