@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from vgg_jax import train
+from vgg_jax.errors import OptionError
 from vgg_jax.plugins import find_plugin, list_plugins
 from vgg_jax.training.run_folder import RunFolder
 
@@ -85,3 +87,15 @@ def test_they_train_together(options, tmp_path):
         "vgg-jax-mixup",
     ]
     assert 0 <= run.history[0].accuracy <= 1
+
+
+def test_a_pipeline_file_that_changed_is_noticed_on_resume(options, tmp_path):
+    file = tmp_path / "pipeline.json"
+    saved = '{"transform": {"__class_fullname__": "InvertImg", "p": 0.5}}'  # as Albumentations does
+    file.write_text(saved)
+    sha256 = hashlib.sha256(saved.encode()).hexdigest()
+    chosen = {**options, "augment": (f'albumentations:file="{file}",sha256="{sha256}"',)}
+    run = train(**{**chosen, "epochs": 1}, run=str(tmp_path / "run"))
+    file.write_text(saved.replace("0.5", "0.6"))
+    with pytest.raises(OptionError, match=f"not the file that was meant.*{sha256}"):
+        train(run=str(run.path), resume=True, epochs=2)
