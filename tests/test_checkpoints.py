@@ -10,8 +10,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from training_runs import spoil
 
-from vgg_jax.errors import RunError
+from vgg_jax.errors import RunError, TrainingError
 from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.checkpoints import Checkpoints, fill_leaves, leaves_by_path
 from vgg_jax.training.position import EarlyStopping, Position
@@ -117,6 +118,59 @@ def test_a_missing_or_torn_part_is_an_error_or_not_needed(tmp_path, item, torn):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     with pytest.raises(RunError, match=r"cannot be read|damaged"):
         checkpoints.restore(2)
+
+
+def test_a_damaged_best_checkpoint_is_named_and_the_best_of_the_others_counts(tmp_path):
+    save_epochs(tmp_path, [0.5, 0.9, 0.4, 0.6])
+    spoil(tmp_path / "checkpoints" / "epoch_2")
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    warnings: list[str] = []
+    restored = checkpoints.restore_to_go_on(warnings.append)
+    assert restored is not None
+    assert restored.position.epoch == 5
+    (warning,) = warnings
+    assert "epoch_2" in warning
+    assert "best" in warning
+    assert checkpoints.epochs() == [3, 4]
+    assert checkpoints.find("best") == 4
+    assert [path.name for path in checkpoints.damaged()] == ["epoch_2.1"]
+
+
+def test_a_changed_record_is_noticed(tmp_path):
+    save_epochs(tmp_path, [0.5])
+    record = tmp_path / "checkpoints" / "epoch_1" / "record" / "metadata"
+    text = record.read_text()
+    record.write_text(text.replace('"best_loss": 1.0', '"best_loss": 2.0'))
+    assert record.read_text() != text
+    with pytest.raises(RunError, match="record does not match its checksum"):
+        Checkpoints(tmp_path / "checkpoints").restore(1)
+
+
+def test_a_reader_deletes_nothing(tmp_path):
+    """While a training saves, its folder holds one checkpoint more than stays."""
+    writer = save_epochs(tmp_path, [0.5, 0.4, 0.3])
+    position = after(*(metrics(i, 0.5) for i in range(1, 5)))
+    writer.save_epoch(position, state(4))
+    writer._epochs.wait()
+    before = writer.epochs()
+    reader = Checkpoints(tmp_path / "checkpoints")
+    reader.restore(reader.find("best"))
+    reader.close()
+    assert reader.epochs() == before
+    writer.close()
+
+
+@pytest.mark.parametrize("where", ["trained", "optimizer"])
+def test_what_is_not_finite_is_not_saved(tmp_path, where):
+    checkpoints = save_epochs(tmp_path, [0.5])
+    bad = state(2)
+    if where == "trained":
+        bad.trained["head/bias"] = jnp.array([0.0, jnp.nan, 0.0])
+    else:
+        bad.optimizer[0]["nu"] = jnp.array([jnp.inf])
+    with pytest.raises(TrainingError, match=f"The {where} array .* no longer finite"):
+        checkpoints.save_epoch(after(metrics(1, 0.5), metrics(2, 0.9)), bad)
+    assert checkpoints.epochs() == [1]
 
 
 def test_no_checkpoint_is_an_error_that_says_so(tmp_path):

@@ -51,7 +51,7 @@ def test_a_stopped_training_ends_with_the_bytes_of_an_undisturbed_one(
     epochs = max(Checkpoints(path / "checkpoints").epochs(), default=0) + 2
     resumed = train(run=str(path), resume=True, epochs=epochs)
     whole = train(**{**slow_options, "epochs": epochs}, run=str(tmp_path / "whole"))
-    same_run(resumed, whole)
+    same_run(resumed.path, whole.path)
     left = sorted(entry.name for entry in (path / "checkpoints").rglob("step_*"))
     assert left == []  # of a complete training
 
@@ -67,7 +67,7 @@ def test_steps_and_validation_can_be_interrupted(looks, place, options, run, tmp
     with pytest.raises(TrainingInterrupted, match=place) as stop:
         run_training(config, Progress(), After(looks))
     assert stop.value.signal_number == signal.SIGTERM
-    same_run(train(run=config.run, resume=True), run)
+    same_run(train(run=config.run, resume=True).path, run.path)
 
 
 def _config(options):
@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(damaged, opti
         assert name in text
         assert "moved to" in text
         assert (folder / "damaged" / f"{name}.1").is_dir()
-    same_run(resumed, whole)
+    same_run(resumed.path, whole.path)
 
 
 def test_an_epoch_under_way_whose_checkpoint_is_damaged_starts_anew(options, run, tmp_path):
@@ -102,7 +102,7 @@ def test_an_epoch_under_way_whose_checkpoint_is_damaged_starts_anew(options, run
     progress = Recorder()
     resumed = train(run=str(path), resume=True, progress=progress)
     assert len(progress.warnings) == 1
-    same_run(resumed, run)
+    same_run(resumed.path, run.path)
 
 
 def test_a_second_signal_ends_the_process_at_once():

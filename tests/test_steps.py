@@ -126,6 +126,48 @@ def test_a_step_costs_no_more_than_the_prefix_and_three_suffixes():
     assert 0.5 * allowed < used <= 1.02 * allowed
 
 
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
+    steps, state, frozen = prepare()
+    batch, good = make_batch(), make_batch(seed=1)
+    state, totals = steps.train(state, Totals.start(), frozen, good, EPOCH)
+    before = copied(state)
+    bias = state.trained["head/logits/bias"]
+    state.trained["head/logits/bias"] = jnp.full_like(bias, jnp.nan)
+    state, totals = steps.train(state, totals, frozen, batch, EPOCH)
+    for path, value in state.trained.items():
+        if path != "head/logits/bias":
+            np.testing.assert_array_equal(value, before.trained[path], err_msg=path)
+    for new, old in zip(
+        jax.tree.leaves(state.optimizer), jax.tree.leaves(before.optimizer), strict=True
+    ):
+        np.testing.assert_array_equal(new, old)
+    assert int(state.step) == 2
+    assert (int(totals.skipped), int(totals.failed_step)) == (1, 2)
+    assert np.isnan(totals.failed_loss)
+    sums = totals.fetch()
+    assert np.isfinite(sums.loss)
+    assert sums.examples == 4  # of the first step alone
+
+
+def test_a_gradient_that_is_not_finite_is_noticed_though_the_loss_is():
+    steps, state, frozen = prepare()
+    batch = make_batch()
+    before = copied(state.trained)
+    # The loss stays finite: the softmax of one class is 1, of the others 0. Its gradient by the
+    # kernel is a difference of shares times features, and these are too large to be squared.
+    state.trained["backbone/conv5_3/bias"] = jnp.full_like(
+        state.trained["backbone/conv5_3/bias"], 1e20
+    )
+    state.trained["head/hidden/kernel"] = jnp.zeros_like(state.trained["head/hidden/kernel"])
+    state.trained["head/hidden/bias"] = jnp.ones_like(state.trained["head/hidden/bias"])
+    state, totals = steps.train(state, Totals.start(), frozen, batch, EPOCH)
+    assert int(totals.failed_step) == 1
+    assert np.isfinite(totals.failed_loss)
+    np.testing.assert_array_equal(
+        state.trained["backbone/conv5_1/kernel"], before["backbone/conv5_1/kernel"]
+    )
+
+
 def test_evaluation_needs_no_key_and_repeats():
     steps, state, frozen = prepare()
     batch = make_batch()

@@ -19,6 +19,7 @@ from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.position import Position
+from vgg_jax.training.run_files import RunFiles
 from vgg_jax.workflows.train import run_training
 
 # A shell that starts this in the background lets Ctrl-C be ignored; then it must be heard again.
@@ -59,17 +60,17 @@ def same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
         np.testing.assert_array_equal(value, other[path], err_msg=path)
 
 
-def same_run(one, other) -> None:
-    """Compare all that two runs hold, but for times."""
+def same_run(one: Path, other: Path) -> None:
+    """Compare all that two runs hold, to the byte, but for times."""
     for which in ("latest", "best"):
-        held = [Checkpoints(Path(run.path) / "checkpoints") for run in (one, other)]
+        held = [Checkpoints(run / "checkpoints") for run in (one, other)]
         epochs = [checkpoints.find(which) for checkpoints in held]
         assert epochs[0] == epochs[1]
         a, b = (c.restore(epochs[0], with_optimizer=True) for c in held)
         same_arrays(a.trained, b.trained)
         same_arrays(a.optimizer, b.optimizer)
         assert timeless(a.position) == timeless(b.position)
-    lines = [[timed(m) for m in run.history] for run in (one, other)]
+    lines = [list(map(timed, RunFiles(run).read_metrics())) for run in (one, other)]
     assert lines[0] == lines[1]
 
 
@@ -81,14 +82,21 @@ def timeless(position: Position) -> Position:
     return dataclasses.replace(position, history=tuple(map(timed, position.history)))
 
 
+def flags(options) -> list[str]:
+    """Return options as they are typed."""
+    return [
+        text
+        for name, value in options.items()
+        for one in (value if isinstance(value, tuple) else (value,))
+        for text in (f"--{name.replace('_', '-')}", str(one))
+    ]
+
+
 def start_training(options, path, **others) -> subprocess.Popen[str]:
     """Start one of very many epochs; returns when it has completed one and begun the next."""
-    flags = []
-    for name, value in {**options, **others, "epochs": 100_000, "run": path}.items():
-        for one in value if isinstance(value, tuple) else (value,):
-            flags += [f"--{name.replace('_', '-')}", str(one)]
+    flagged = flags({**options, **others, "epochs": 100_000, "run": path})
     process = subprocess.Popen(
-        [sys.executable, "-c", HEARS_CTRL_C, "train", *flags],
+        [*PROGRAM, "train", *flagged],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ,

@@ -75,6 +75,22 @@ def exit_at_once_on_ctrl_c() -> None:
         signal.signal(signal.SIGINT, lambda number, frame: _exit_interrupted())
 
 
+def tell_failed_writes_once() -> None:
+    """From here on only the first of several writes that fail at once is told of, as an error.
+
+    TensorStore reports the others to an event loop that is closed by then, which would be printed
+    as a traceback each.
+    """
+    shown = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            shown(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def interruptible() -> None:
     """From here on Ctrl-C raises KeyboardInterrupt, so that the work at hand can be closed."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:

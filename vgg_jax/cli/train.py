@@ -12,6 +12,7 @@ from vgg_jax.cli.console import (
     console_progress,
     interruptible,
     print_json,
+    tell_failed_writes_once,
     user_errors,
 )
 from vgg_jax.config import TrainConfig, merge_options
@@ -138,6 +139,7 @@ def train(
         from vgg_jax.workflows.train import run_training
 
         interruptible()
+        tell_failed_writes_once()
         interruption = Interruption()
         progress = console_progress()
         try:

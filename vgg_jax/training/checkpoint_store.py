@@ -6,6 +6,7 @@ record that carries a seal over itself, and both are compared when it is read.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,16 +17,26 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vgg_jax.errors import RunError
+from vgg_jax.progress import format_bytes
 from vgg_jax.weights.checksums import array_sha256, json_sha256
 from vgg_jax.weights.store import numpy_handler
 
 Arrays = Mapping[str, Mapping[str, np.ndarray]]
 _REMOVED = "removed"  # a checkpoint is moved there before its files are deleted one by one
 _DAMAGED = "damaged"
+_SPARE_BYTES = 1 << 18  # for what Orbax writes beside the arrays
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of one that is being written
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax, TensorStore and the record
 # What Orbax and TensorStore raise where the disk is full, read-only or gone.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
+
+
+def _is_no_failure_of_orbax(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+# Orbax logs a traceback of each failure that it then raises, too.
+logging.getLogger("absl").addFilter(_is_no_failure_of_orbax)
 
 
 class CheckpointStore:
@@ -77,7 +88,9 @@ class CheckpointStore:
         sealed = {**record, "sha256": checksums}
         sealed["seal"] = json_sha256(sealed)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.folder.parent, self.folder):  # no more: a deleted run stays deleted
+                folder.mkdir(exist_ok=True)
+            self._check_space(arrays)
             self._checkpointer.save(
                 self.path(number).absolute(),
                 args=ocp.args.Composite(
@@ -88,6 +101,16 @@ class CheckpointStore:
             )
         except _WRITE_ERRORS as error:
             raise self._not_written(error) from error
+
+    def _check_space(self, arrays: Arrays) -> None:
+        """Raise OSError where the disk is too full: Orbax would say less, and at more length."""
+        needed = sum(value.nbytes for held in arrays.values() for value in held.values())
+        free = shutil.disk_usage(self.folder).free
+        if free < needed + _SPARE_BYTES:
+            raise OSError(
+                f"No space left on device: {format_bytes(needed)} are needed, {format_bytes(free)}"
+                " are free."
+            )
 
     def wait(self) -> None:
         """Wait until what was saved is on the disk.

@@ -1,0 +1,205 @@
+"""Real faults during a training: what the user sees, and that nothing saved is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_runs import (
+    PROGRAM,
+    Recorder,
+    flags,
+    latest,
+    same_run,
+    start_training,
+    stop_after,
+)
+
+from vgg_jax import train
+from vgg_jax.errors import RunError, TrainingError
+from vgg_jax.training.checkpoints import Checkpoints
+
+# In some steps the targets become what no loss can bear.
+POISON = """
+import dataclasses
+import jax, jax.numpy as jnp
+from vgg_jax.api import BatchAugmentation
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Poison(BatchAugmentation):
+    share: float = 0.2
+
+    def apply(self, key, images, targets, valid):
+        return images, jnp.where(jax.random.uniform(key) < self.share, jnp.nan, targets)
+"""
+MOUNTS = (
+    subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
+    if shutil.which("unshare")
+    else False
+)
+needs_mounts = pytest.mark.skipif(not MOUNTS, reason="this machine lets no test mount a disk")
+
+
+def in_shell(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a script whose mounts nobody else sees; its arguments are $1, $2 and so on."""
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def program(options, **others) -> list[str]:
+    return [*PROGRAM, "train", *flags({**options, **others})]
+
+
+@needs_mounts
+def test_a_full_disk_ends_the_training_and_loses_no_checkpoint(options, tmp_path):
+    """On a disk of 1.4 MB, with checkpoints of about 250 kB, and then on a larger one."""
+    disk, saved = tmp_path / "disk", tmp_path / "saved"
+    disk.mkdir()
+    script = """
+        disk=$1 saved=$2; shift 2
+        mount -t tmpfs -o size=1400k tmpfs "$disk" || exit 99
+        "$@" --run "$disk/run"; echo "exit $?" >&2
+        cp -r "$disk/run" "$saved-full"
+        mount -o remount,size=50m tmpfs "$disk"
+        "$@" --run "$disk/run" --resume; echo "exit $?" >&2
+        cp -r "$disk/run" "$saved"
+    """
+    done = in_shell(script, disk, saved, *program({**options, "epochs": 6, "optimizer": "adam"}))
+    first, second = done.stderr.split("exit 1\n")
+    assert "No space left on device" in first
+    assert "--resume" in first
+    assert "Traceback" not in done.stderr
+    kept = Checkpoints(Path(f"{saved}-full") / "checkpoints").epochs()
+    assert kept
+    assert f"after epoch {kept[-1]}." in second
+    assert second.endswith("exit 0\n")
+    whole = train(**{**options, "epochs": 6, "optimizer": "adam"}, run=str(tmp_path / "whole"))
+    same_run(saved, whole.path)
+
+
+@needs_mounts
+def test_a_read_only_disk_is_named(options, run, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = """
+        disk=$1 run=$2; shift 2
+        mount -t tmpfs tmpfs "$disk" && cp -r "$run" "$disk/run" || exit 99
+        mount -o remount,ro tmpfs "$disk"
+        "$@" --run "$disk/run" --resume --epochs 3; echo "exit $?" >&2
+        "$@" --run "$disk/new"; echo "exit $?" >&2
+    """
+    done = in_shell(script, disk, run.path, *program(options))
+    assert done.stderr.count("exit 1\n") == 2
+    assert done.stderr.count("Read-only file system") == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_deleted_under_the_run_ends_it(options, tmp_path):
+    process = start_training(options, tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "deleted")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "deleted or moved while it was being trained" in stderr
+    assert "Traceback" not in stderr
+    # Orbax may have been in the middle of a save, which makes its folders anew.
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert not Checkpoints(tmp_path / "run" / "checkpoints").epochs()
+
+
+def test_the_second_process_on_a_run_is_refused(options, tmp_path):
+    process = start_training(options, tmp_path / "run")
+    before = process.poll()
+    with pytest.raises(RunError, match=f"being trained by process {process.pid} on"):
+        train(run=str(tmp_path / "run"), resume=True)
+    process.kill()
+    process.communicate()
+    assert before is None
+    recorder = Recorder()
+    epochs = max(Checkpoints(tmp_path / "run" / "checkpoints").epochs()) + 1
+    train(run=str(tmp_path / "run"), resume=True, epochs=epochs, progress=recorder)
+    assert any(f"left by process {process.pid}" in note for note in recorder.notes)
+
+
+def test_a_clock_that_is_set_back_changes_nothing(options, run, tmp_path, monkeypatch):
+    """It goes backwards all the time."""
+    started = time.time()
+    times = iter(range(10**9))
+    monkeypatch.setattr(time, "time", lambda: started - 3600.0 * next(times))
+    monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * (started - 3600.0 * next(times))))
+    stop_after(2, options, tmp_path / "run")
+    resumed = train(run=str(tmp_path / "run"), resume=True)
+    same_run(resumed.path, run.path)
+
+
+@pytest.fixture
+def poisoned(options, tmp_path) -> dict[str, object]:
+    (tmp_path / "poison.py").write_text(POISON)
+    chosen = (f"{tmp_path}/poison.py#Poison",)
+    return {**options, "epochs": 4, "batch_size": 4, "augment": chosen}
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_what_was_good(poisoned, tmp_path):
+    with pytest.raises(TrainingError) as stop:
+        train(**poisoned, run=str(tmp_path / "run"), checkpoint_minutes=1e-6)
+    assert "The loss became nan at step" in str(stop.value)
+    assert "learning rate" in str(stop.value)
+    assert "--resume --override --learning-rate" in str(stop.value)
+    restored = Checkpoints(tmp_path / "run" / "checkpoints").restore_to_go_on(pytest.fail)
+    assert restored is not None
+    step = int(str(stop.value).split("at step ")[1].split(",")[0])
+    assert restored.position.step == step - 1
+    for path, value in {**restored.trained, **restored.optimizer}.items():
+        assert np.isfinite(value).all(), path
+    assert json.loads((tmp_path / "run" / "state.json").read_text())["state"] == "failed"
+
+
+def test_steps_that_are_not_finite_are_skipped_on_request_and_counted(poisoned, tmp_path):
+    poisoned = {**poisoned, "on_nan": "skip"}
+    whole = train(**poisoned, run=str(tmp_path / "whole"))
+    skipped = [metrics.skipped_steps for metrics in whole.history]
+    assert sum(skipped) > 0
+    assert all(np.isfinite(metrics.loss) for metrics in whole.history)
+    assert [metrics.step for metrics in whole.history] == [6, 12, 18, 24]
+    for path, value in latest(whole.path).items():
+        assert np.isfinite(value).all(), path
+    # and a training that is stopped on the way counts the same
+    stop_after(10, poisoned, tmp_path / "part")
+    resumed = train(run=str(tmp_path / "part"), resume=True, allow_local_code=True)
+    assert [metrics.skipped_steps for metrics in resumed.history] == skipped
+    same_run(resumed.path, whole.path)
+
+
+def test_an_epoch_without_any_finite_step_ends_the_training(poisoned, tmp_path):
+    chosen = (f"{poisoned['augment'][0]}:share=1.0",)  # type: ignore[index]
+    with pytest.raises(TrainingError, match="All 6 steps of epoch 1 were skipped"):
+        train(**{**poisoned, "augment": chosen, "on_nan": "skip"}, run=str(tmp_path / "run"))
+
+
+def test_too_little_memory_names_a_smaller_batch(options, tmp_path):
+    """The process may take 300 MB more than it has when JAX is ready."""
+    code = f"""
+import resource
+import jax
+from vgg_jax.workflows.train import train
+jax.numpy.zeros(3).block_until_ready()
+lines = open("/proc/self/status").read().splitlines()
+size = next(int(line.split()[1]) for line in lines if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + 600_000_000,) * 2)
+train(**{options!r} | {{"image_size": 1536, "batch_size": 21, "run": {str(tmp_path / "run")!r}}})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert "TrainingError: The memory of cpu does not suffice for batches of 21" in done.stderr
+    assert "train again with --batch-size 10" in done.stderr
