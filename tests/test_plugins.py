@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 from vgg_jax.cli.app import app
 from vgg_jax.errors import OptionError, PluginError, UnknownPluginError
+from vgg_jax.plugin_choices import PluginChoice, parse_choice
 from vgg_jax.plugin_options import describe_options
 from vgg_jax.plugin_packages import plugin_packages
-from vgg_jax.plugins import PluginChoice, build, find_plugin, list_plugins, parse_choice
+from vgg_jax.plugins import build, find_plugin, list_plugins
 from vgg_jax.testing.probe import probe_plugins
 from vgg_jax.workflows.summary import summarise_run
 from vgg_jax.workflows.train import train

@@ -1,9 +1,5 @@
 """Heads and augmentations as plugins: found through entry points, listed without importing any.
 
-A user names one as `REF[:OPTIONS]`. REF is a name, `package/name` where two packages claim a name,
-or `path/to/file.py#Class` for code that no package holds. OPTIONS is the inside of a TOML inline
-table in which bare words are strings: `mlp:hidden=[512,256],activation=relu`.
-
 The version of the contract that a plugin was written for is in the name of its entry-point group:
 `vgg_jax.heads` is the first, `vgg_jax.heads.v2` would be the second.
 """
@@ -14,15 +10,15 @@ import dataclasses
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from vgg_jax.errors import OptionError, PluginError, UnknownPluginError, VggJaxError, cause_of
+from vgg_jax.errors import PluginError, UnknownPluginError, VggJaxError, cause_of
 from vgg_jax.local_plugins import LOCAL_MODULE, file_digest, load_file
-from vgg_jax.plugin_options import as_python, check_options, option_types, toml_value
+from vgg_jax.plugin_choices import LOCAL_REF, PluginChoice
+from vgg_jax.plugin_options import as_python, check_options, option_types
 from vgg_jax.plugin_packages import canonical_package, plugin_packages
 
 Kind = Literal["head", "augmentation"]
@@ -32,16 +28,6 @@ OWN_PACKAGE = "vgg-jax"
 ALLOWED_VARIABLE = "VGG_JAX_PLUGINS"
 
 _GROUP = re.compile(r"(vgg_jax\.(?:heads|augmentations))(?:\.v(\d+))?")
-_LOCAL_REF = re.compile(r"(?P<file>.+\.py)#(?P<name>[^:/]*)(?::(?P<options>.*))?", re.DOTALL)
-_BARE_WORD = re.compile(
-    r"""
-    ("(?:\\.|[^"\\])*"|'[^']*')                         # what is quoted already stays as it is
-    | (?<=[=\[,\s]) (?!(?:true|false|inf|nan)\b)
-      ([A-Za-z_][\w.-]*)                        # a word
-      (?![\w.-]) (?!\s*=)                       # that is no option's name
-    """,
-    re.VERBOSE,
-)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -117,24 +103,6 @@ class Plugin:
         return "Mend that file." if self.is_local else "Update or remove that package."
 
 
-@dataclasses.dataclass(frozen=True)
-class PluginChoice:
-    """What a user asked for: a plugin and its options.
-
-    Attributes:
-        ref: `name`, `package/name` or `file.py#Class`.
-        options: Option values by name, as TOML gives them.
-    """
-
-    ref: str
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
-
-    def __str__(self) -> str:
-        """Return it in the form a user types: `REF[:OPTIONS]`."""
-        options = ",".join(f"{name}={toml_value(value)}" for name, value in self.options.items())
-        return f"{self.ref}:{options}" if options else self.ref
-
-
 def list_plugins(kind: Kind | None = None) -> list[Plugin]:
     """Return the installed plugins of one kind, or of all, sorted; imports none of them.
 
@@ -172,7 +140,7 @@ def find_plugin(kind: Kind, ref: str) -> Plugin:
         UnknownPluginError: If no package provides it.
         PluginError: If several do, or if it cannot be used here, or if a file cannot be read.
     """
-    local = _LOCAL_REF.fullmatch(ref)
+    local = LOCAL_REF.fullmatch(ref)
     if local:
         return _local_plugin(kind, local["file"], local["name"])
     package, _, name = ref.rpartition("/")
@@ -201,7 +169,7 @@ def find_of_any_kind(ref: str, kind: Kind | None = None) -> Plugin:
         PluginError: If several do or if it cannot be used, as for `find_plugin`.
     """
     kinds: list[Kind] = [kind] if kind else ["head", "augmentation"]
-    if _LOCAL_REF.fullmatch(ref):
+    if LOCAL_REF.fullmatch(ref):
         return find_plugin(kinds[0], ref)
     name = ref.rpartition("/")[2]
     having: list[Kind] = [
@@ -226,27 +194,6 @@ def origin_of(thing: object) -> str:
     if kind.__module__.startswith(LOCAL_MODULE):
         return f"{kind.__qualname__} in {sys.modules[kind.__module__].__file__}"
     return target.replace(":", ".")
-
-
-def parse_choice(text: str) -> PluginChoice:
-    """Parse `REF[:OPTIONS]`.
-
-    Raises:
-        OptionError: If OPTIONS is not the inside of a TOML inline table.
-    """
-    local = _LOCAL_REF.fullmatch(text)
-    if local:
-        ref, options = f"{local['file']}#{local['name']}", local["options"] or ""
-    else:
-        ref, _, options = text.partition(":")
-    quoted = _BARE_WORD.sub(lambda match: match[1] or f'"{match[2]}"', options)
-    try:
-        return PluginChoice(ref.strip(), tomllib.loads(f"options = {{{quoted}}}")["options"])
-    except tomllib.TOMLDecodeError as error:
-        raise OptionError(
-            f"{ref}: the options {options!r} cannot be read ({error}). Write them as"
-            " name=value,name=value."
-        ) from error
 
 
 def build(kind: Kind, choice: PluginChoice, *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from vgg_jax.cli.console import print_json, user_errors
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 
 
 def augment_preview(

@@ -14,6 +14,7 @@ from vgg_jax.cli.console import print_json, print_table, say, user_errors
 from vgg_jax.cli.plugin_check import check
 from vgg_jax.cli.plugin_new import new
 from vgg_jax.errors import ConfigError
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.plugin_packages import plugin_packages
 from vgg_jax.plugins import OWN_PACKAGE, Plugin, list_plugins
 
@@ -87,7 +88,6 @@ def show(
     with user_errors():
         if (preview is None) != (out is None):
             raise ConfigError("--preview IMAGE and --out FILE.png belong together; give both.")
-        from vgg_jax.plugins import parse_choice
         from vgg_jax.workflows.describe_plugin import describe_plugin
 
         choice = parse_choice(ref)

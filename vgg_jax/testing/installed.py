@@ -9,8 +9,9 @@ import sys
 from typing import Any
 
 from vgg_jax.contract import Augmentation
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.plugin_options import as_python, check_options, option_types
-from vgg_jax.plugins import Kind, Plugin, find_of_any_kind, parse_choice
+from vgg_jax.plugins import Kind, Plugin, find_of_any_kind
 from vgg_jax.testing.augmentations import examine_augmentation
 from vgg_jax.testing.heads import examine_head
 from vgg_jax.testing.probe import Probe, probe_plugins

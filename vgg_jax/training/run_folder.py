@@ -13,7 +13,7 @@ import tomli_w
 
 from vgg_jax.config import ResolvedConfig, TrainConfig, read_toml
 from vgg_jax.errors import RunError
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.run_plugins import (

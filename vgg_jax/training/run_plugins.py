@@ -10,16 +10,9 @@ from typing import Any, TypeVar
 
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import PluginError, RunError
+from vgg_jax.plugin_choices import PluginChoice, parse_choice
 from vgg_jax.plugin_packages import canonical_package
-from vgg_jax.plugins import (
-    OWN_PACKAGE,
-    Kind,
-    Plugin,
-    PluginChoice,
-    find_plugin,
-    list_plugins,
-    parse_choice,
-)
+from vgg_jax.plugins import OWN_PACKAGE, Kind, Plugin, find_plugin, list_plugins
 
 FOLDER = "plugins"  # of copied files, in the run
 

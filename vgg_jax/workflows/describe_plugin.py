@@ -10,8 +10,9 @@ from vgg_jax import plugins
 from vgg_jax.augment.chain import build_augmentations
 from vgg_jax.contract import Augmentation
 from vgg_jax.errors import OptionError
+from vgg_jax.plugin_choices import PluginChoice
 from vgg_jax.plugin_options import Option, describe_options, describe_purpose
-from vgg_jax.plugins import Kind, Plugin, PluginChoice
+from vgg_jax.plugins import Kind, Plugin
 
 HEAD_KEYWORDS = ("rngs",)  # what the contract passes to a head
 

@@ -15,7 +15,7 @@ from vgg_jax.data.examples import DataSet, Split
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import ConfigError, DataError
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Which
 from vgg_jax.training.loop import evaluate_batches

@@ -25,7 +25,7 @@ from vgg_jax.model.classifier import (
 from vgg_jax.model.heads import VGGTop
 from vgg_jax.model.imagenet_classes import class_names
 from vgg_jax.model.vgg16 import VGG16
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Which
 from vgg_jax.training.run_folder import RunFolder, RunRecord

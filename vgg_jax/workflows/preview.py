@@ -19,7 +19,7 @@ from vgg_jax.data.pipeline import Batch, batches
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import ConfigError, DataError
-from vgg_jax.plugins import PluginChoice
+from vgg_jax.plugin_choices import PluginChoice
 from vgg_jax.training.steps import example_keys, mixing_key
 
 _GAP, _HEADING = 4, 14  # pixels

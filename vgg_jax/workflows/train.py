@@ -17,7 +17,7 @@ from vgg_jax.data.examples import DataSet, Split
 from vgg_jax.errors import ConfigError, DataError
 from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.checkpoints import Restored, Unfinished, fill_leaves
 from vgg_jax.training.interruption import Interruption
