@@ -167,15 +167,24 @@ def test_a_plugin_that_ends_the_process_is_an_error_like_any_other(installed, tm
         find_plugin("head", "quits").load()
 
 
-def test_a_plugin_of_another_contract_is_listed_and_refused(installed):
-    installed("future-heads", "3.1", {"next": "future:Head"}, group="vgg_jax.heads.v2")
+@pytest.mark.parametrize(
+    ("suffix", "contract"),
+    [("v2", "2"), ("v2.1", "2.1"), ("vX", "X"), ("v01", "01"), ("v", ".v"), ("1", ".1")],
+)
+def test_a_plugin_of_another_contract_is_listed_and_refused(installed, suffix, contract):
+    installed("future-heads", "3.1", {"next": "future:Head"}, group=f"vgg_jax.heads.{suffix}")
     (found,) = [plugin for plugin in list_plugins("head") if plugin.name == "next"]
-    assert (found.contract, found.version) == (2, "3.1")
-    assert "version 2 of the plugin contract" in found.problem
+    assert (found.contract, found.version) == (contract, "3.1")
+    assert f"version {contract} of the plugin contract" in found.problem
     with pytest.raises(
-        PluginError, match=r"future-heads 3.1.*version 2.*has version 1. Update vgg"
+        PluginError, match=rf"future-heads 3.1.*version {contract}.*has version 1. Update vgg"
     ):
         find_plugin("head", "next")
+
+
+def test_the_version_of_the_contract_may_be_spelt_out(installed):
+    installed("first-heads", "1.0", {"first": "first:Head"}, group="vgg_jax.heads.v1")
+    assert find_plugin("head", "first").problem == ""
 
 
 def test_a_package_may_serve_two_contracts_under_one_name(installed):

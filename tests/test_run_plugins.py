@@ -111,7 +111,7 @@ def test_plugins_are_recorded_with_their_options(options, tmp_path):
         "vgg-jax",
         {"fraction": 0.1},
     )
-    assert (flip["name"], flip["contract"]) == ("horizontal-flip", 1)
+    assert (flip["name"], flip["contract"]) == ("horizontal-flip", "1")
 
 
 def test_a_run_whose_head_is_not_installed_says_what_to_install(run, tmp_path):

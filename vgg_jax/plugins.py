@@ -1,7 +1,8 @@
 """Heads and augmentations as plugins: found through entry points, listed without importing any.
 
 The version of the contract that a plugin was written for is in the name of its entry-point group:
-`vgg_jax.heads` is the first, `vgg_jax.heads.v2` would be the second.
+`vgg_jax.heads` is the first, `vgg_jax.heads.v2` would be the second; anything else after the kind
+stands for a version that nobody here knows.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from vgg_jax.plugin_packages import canonical_package, plugin_packages
 
 Kind = Literal["head", "augmentation"]
 GROUPS: Mapping[Kind, str] = {"head": "vgg_jax.heads", "augmentation": "vgg_jax.augmentations"}
-CONTRACT = 1
+CONTRACT = "1"
 OWN_PACKAGE = "vgg-jax"
 ALLOWED_VARIABLE = "VGG_JAX_PLUGINS"
 
-_GROUP = re.compile(r"(vgg_jax\.(?:heads|augmentations))(?:\.v(\d+))?")
+_GROUP = re.compile(r"(vgg_jax\.(?:heads|augmentations))(?:\.v(.+)|(\..*))?")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -40,7 +41,7 @@ class Plugin:
         package: The distribution that declares it; for a file its path.
         version: That distribution's version; for a file the start of its SHA-256.
         target: Where the object is, as `module:attribute`; for a file `path#attribute`.
-        contract: Version of the contract it was written for.
+        contract: Version of the contract it was written for, as its entry-point group has it.
         sha256: Of the file; empty for an installed one.
     """
 
@@ -49,7 +50,7 @@ class Plugin:
     package: str
     version: str
     target: str
-    contract: int = CONTRACT
+    contract: str = CONTRACT
     sha256: str = ""
 
     @property
@@ -114,7 +115,7 @@ def list_plugins(kind: Kind | None = None) -> list[Plugin]:
         for group, name, target in package.entries:
             match = _GROUP.fullmatch(group)
             if match and kind in (None, kinds[match[1]]):
-                version = int(match[2] or 1)
+                version = match[2] or match[3] or CONTRACT
                 found.add(
                     Plugin(kinds[match[1]], name, package.name, package.version, target, version)
                 )
@@ -240,11 +241,9 @@ def _local_plugin(kind: Kind, file: str, name: str) -> Plugin:
 
 def _unusable(plugin: Plugin) -> PluginError:
     if plugin.contract != CONTRACT:
-        newer = plugin.contract > CONTRACT
-        outdated = "vgg-jax" if newer else plugin.package
         return PluginError(
-            f"{plugin.described} cannot be used: {plugin.problem}. Update {outdated}, or use"
-            f" another {plugin.kind}."
+            f"{plugin.described} cannot be used: {plugin.problem}. Update vgg-jax or"
+            f" {plugin.package}, or use another {plugin.kind}."
         )
     return PluginError(
         f"{plugin.described} cannot be used: {plugin.problem}. Add {plugin.package} to that"
