@@ -168,6 +168,20 @@ def test_code_of_ones_own_is_announced_recorded_and_copied(own, code, notes):
     assert str(code) not in (own / "config.toml").read_text()
 
 
+@pytest.mark.parametrize("command", ["evaluate", "augment-preview"])
+def test_every_command_that_runs_code_of_ones_own_says_so(command, run, photos, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(CODE)
+    augment = ["--augment", f"{file}#Darken", "--views", "1"]
+    arguments = {
+        "evaluate": [str(run.path)],
+        "augment-preview": ["--data", str(photos), "--out", str(tmp_path / "grid.png")],
+    }
+    result = CliRunner().invoke(app, [command, *arguments[command], *augment])
+    assert result.exit_code == 0, result.output
+    assert f"Running the code of the augmentation Darken in {file}." in result.stderr
+
+
 def test_code_of_a_run_is_run_only_when_allowed(own, tmp_path):
     with pytest.raises(RunError, match=r"'Narrow'.*would be run.*--allow-local-code"):
         load_classifier(own)

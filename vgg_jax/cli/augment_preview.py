@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import print_json, user_errors
+from vgg_jax.cli.console import console_progress, print_json, user_errors
 from vgg_jax.plugin_choices import parse_choice
 
 
@@ -47,6 +47,7 @@ def augment_preview(
             interpolation=interpolation,
             fill=fill,
             fill_value=fill_value,
+            progress=console_progress(),
         )
         write_grid(images, out)
         if as_json:

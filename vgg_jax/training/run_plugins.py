@@ -36,16 +36,11 @@ def record_plugins(config: TrainConfig) -> list[dict[str, Any]]:
     ]
 
 
-def local_plugins(config: TrainConfig) -> list[Plugin]:
-    """Return those plugins of a configuration that no package holds."""
-    return [plugin for plugin, _ in _plugins(config) if plugin.is_local]
-
-
 def copy_local_plugins(config: TrainConfig, run: Path) -> None:
     """Copy the files of plugins that no package holds into the run; OSError if that fails."""
-    for plugin in local_plugins(config):
+    for plugin, _ in _plugins(config):
         target = run / _copied(plugin)
-        if not target.exists():
+        if plugin.is_local and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(plugin.package, target)
 

@@ -23,6 +23,7 @@ from vgg_jax.training.losses import example_losses, probabilities, share_losses
 from vgg_jax.training.metrics import Evaluation, evaluation
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import Batch, data_mesh, example_keys
+from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.feed import absolute_data, plain_batches
 from vgg_jax.workflows.load import load_classifier
 
@@ -70,6 +71,7 @@ def evaluate(
     folder = RunFolder(Path(run))
     record = folder.read_record()
     config = folder.read_config(allow_local_code=allow_local_code)
+    announce_code(progress, "augmentation", map(parse_choice, augment))
     chain = _chain(augment, views, config)
     if data is None and record.converted_from:
         raise DataError(

@@ -25,8 +25,9 @@ from vgg_jax.training.loop import Feed, Limits, Start, fit
 from vgg_jax.training.metrics import Evaluation
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.run_folder import RunFolder, claim_run_path, new_record
-from vgg_jax.training.run_plugins import as_used, as_written, local_plugins
+from vgg_jax.training.run_plugins import as_used, as_written
 from vgg_jax.training.steps import Steps, Totals, TrainState, data_mesh, replicate
+from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.evaluate import evaluate
 from vgg_jax.workflows.feed import (
     absolute_data,
@@ -115,8 +116,8 @@ def run_training(
     resolved = config.resolved()
     if resolved.run:
         RunFolder(Path(resolved.run).expanduser()).refuse_existing()
-    for plugin in local_plugins(resolved):
-        progress.note(f"Running the code of the {plugin.kind} {plugin.name} in {plugin.package}.")
+    announce_code(progress, "head", [parse_choice(resolved.head)])
+    announce_code(progress, "augmentation", map(parse_choice, resolved.augment))
     chain = _build_chain(resolved)
     data = open_training_data(resolved, progress)
     opened = open_backbone(resolved.weights, progress)
