@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import console_progress, print_json, user_errors
+from vgg_jax.cli.console import console_progress, print_json, print_line, user_errors
 from vgg_jax.plugin_choices import parse_choice
 
 
@@ -53,4 +53,4 @@ def augment_preview(
         if as_json:
             print_json({"out": str(out), "pictures": len(images), "views": views})
         else:
-            print(f"{len(images)} pictures, each as it is and in {views} versions: {out}")
+            print_line(f"{len(images)} pictures, each as it is and in {views} versions: {out}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vgg_jax.cli.console import LocalCodeOption, print_json, print_table, user_errors
+from vgg_jax.cli.console import LocalCodeOption, print_json, print_line, print_table, user_errors
 from vgg_jax.config import TrainConfig, built_in_head
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ def _report(result: Summary) -> None:
         ],
         left=3,
     )
-    print(
+    print_line(
         f"\n{result.parameters:,} parameters, of which {result.trained_parameters:,} are trained "
         f"({result.trained_parameters / result.parameters:.1%})."
     )
     if any(row.multiply_adds is None for row in result.layers):
-        print("The head's layers that are not dense are left out of the multiply-adds.")
-    print(
+        print_line("The head's layers that are not dense are left out of the multiply-adds.")
+    print_line(
         f"{result.multiply_adds:,} multiply-adds for an image of {result.image_size} x"
         f" {result.image_size}, of which {result.trained_multiply_adds:,} are in trained layers"
         f" ({result.trained_multiply_adds / result.multiply_adds:.1%})."
