@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 import typer
 
 from vgg_jax.errors import TrainingInterrupted, VggJaxError
+from vgg_jax.plugin_packages import damaged_packages_named
 from vgg_jax.progress import EpochMetrics, Progress, format_bytes
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def user_errors() -> Generator[None]:
     Meanwhile only results go to standard output: what plugins print goes to standard error.
     """
     try:
-        with _prints_put_aside():
+        with damaged_packages_named(), _prints_put_aside():
             yield
     except TrainingInterrupted as stop:
         say(str(stop))
