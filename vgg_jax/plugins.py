@@ -24,6 +24,8 @@ from vgg_jax.plugin_packages import canonical_package, plugin_packages
 
 Kind = Literal["head", "augmentation"]
 GROUPS: Mapping[Kind, str] = {"head": "vgg_jax.heads", "augmentation": "vgg_jax.augmentations"}
+# What the contract passes by name; all other keywords are options.
+KEYWORDS: Mapping[Kind, tuple[str, ...]] = {"head": ("rngs",), "augmentation": ()}
 CONTRACT = "1"
 OWN_PACKAGE = "vgg-jax"
 ALLOWED_VARIABLE = "VGG_JAX_PLUGINS"
@@ -185,16 +187,22 @@ def find_of_any_kind(ref: str, kind: Kind | None = None) -> Plugin:
     return find_plugin((having or kinds)[0], ref)
 
 
+def plugin_of(thing: object) -> Plugin | None:
+    """Return the installed plugin that is the class of an object, or None."""
+    target = f"{type(thing).__module__}:{type(thing).__qualname__}"
+    return next((plugin for plugin in list_plugins() if plugin.target == target), None)
+
+
 def origin_of(thing: object) -> str:
     """Say which plugin an object was built by, for messages: by its class, or where that is."""
-    kind = type(thing)
-    target = f"{kind.__module__}:{kind.__qualname__}"
-    for plugin in list_plugins():
-        if plugin.target == target:
-            return f"{plugin.kind} {plugin.name!r} of {plugin.package} {plugin.version} ({target})"
+    kind, plugin = type(thing), plugin_of(thing)
+    if plugin:
+        return (
+            f"{plugin.kind} {plugin.name!r} of {plugin.package} {plugin.version} ({plugin.target})"
+        )
     if kind.__module__.startswith(LOCAL_MODULE):
         return f"{kind.__qualname__} in {sys.modules[kind.__module__].__file__}"
-    return target.replace(":", ".")
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def build(kind: Kind, choice: PluginChoice, *args: Any, **kwargs: Any) -> Any:

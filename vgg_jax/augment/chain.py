@@ -178,6 +178,17 @@ def build_augmentations(choice: PluginChoice) -> tuple[Augmentation, ...]:
     return found
 
 
+def as_choice(augmentation: Augmentation) -> PluginChoice:
+    """Return how a user would ask for an augmentation: its package and name, and every option.
+
+    What is no plugin by itself, but made by one, goes by the place of its class.
+    """
+    plugin, kind = plugins.plugin_of(augmentation), type(augmentation)
+    ref = f"{plugin.package}/{plugin.name}" if plugin else f"{kind.__module__}.{kind.__qualname__}"
+    fields = dataclasses.fields(augmentation) if dataclasses.is_dataclass(augmentation) else ()
+    return PluginChoice(ref, {f.name: getattr(augmentation, f.name) for f in fields if f.init})
+
+
 def _check_order(augmentations: Sequence[Augmentation]) -> None:
     """Raise `OptionError` unless the kinds come in their order: host, per picture, batch."""
     for item in augmentations:

@@ -70,7 +70,7 @@ def evaluate(
     progress = progress or Progress()
     folder = RunFolder(Path(run))
     record = folder.read_record()
-    config = folder.read_config(allow_local_code=allow_local_code)
+    config = folder.read_config(allow_local_code=allow_local_code, progress=progress)
     announce_code(progress, "augmentation", map(parse_choice, augment))
     chain = _chain(augment, views, config)
     if data is None and record.converted_from:

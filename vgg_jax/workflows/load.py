@@ -92,6 +92,7 @@ def load_classifier(
     checkpoint: Which = "best",
     weights: str | None = None,
     allow_local_code: bool = False,
+    progress: Progress | None = None,
 ) -> TrainedClassifier:
     """Load the classifier that a run trained.
 
@@ -100,6 +101,7 @@ def load_classifier(
         checkpoint: `best`, by validation accuracy, or `latest`.
         weights: Where the backbone is, if it is no longer where the run found it.
         allow_local_code: Whether a head in a file that the run carries may be run.
+        progress: Told if the head's defaults have changed; silent by default.
 
     Raises:
         RunError: If the folder is no run, has no checkpoint, was damaged, or has a head that is not
@@ -108,7 +110,7 @@ def load_classifier(
     """
     folder = RunFolder(Path(run))
     record = folder.read_record()
-    config = folder.read_config(allow_local_code=allow_local_code)
+    config = folder.read_config(allow_local_code=allow_local_code, progress=progress)
     epoch = folder.checkpoints.find(checkpoint)
     restored = folder.checkpoints.restore(epoch)
     folder.checkpoints.close()

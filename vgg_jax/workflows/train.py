@@ -155,7 +155,7 @@ def resume_training(
         raise ConfigError("--resume needs --run, the folder of the run to go on with.")
     run = RunFolder(Path(options["run"]))
     record = run.read_record()
-    config = run.read_config(training=True, allow_local_code=allow_local_code)
+    config = run.read_config(training=True, allow_local_code=allow_local_code, progress=progress)
     config = _with_options(run, config, options)
     if record.converted_from:
         raise ConfigError(
@@ -182,7 +182,7 @@ def resume_training(
             f" there are {examples}. Put them back, or train a new run."
         )
     functional, parameters = rebuild(config, record, options.get("weights") or run.own_backbone)
-    run.write_config(config)
+    run.change_config(epochs=config.epochs, checkpoint_minutes=config.checkpoint_minutes)
     session = _Session.start(config, functional, parameters, chain)
     if unfinished is not None:
         step = unfinished.step
@@ -307,7 +307,7 @@ def _with_options(
     if "data" in given:
         given["data"] = absolute_data(given["data"])
     wanted = ResolvedConfig.from_values({**config.as_toml_values(), **given})
-    wanted = as_used(as_written(wanted), run.path, run.read_record().plugins)
+    wanted = as_used(as_written(wanted), run.path, run.read_record().plugins, training=True)
     for name in sorted(given.keys() - _MAY_CHANGE_ON_RESUME):
         old, new = getattr(config, name), getattr(wanted, name)
         if old != new:
