@@ -63,15 +63,14 @@ def kept_choices(
         f" {'is ' + toml_value(now[name]) if name in now else 'has no default'} now"
         for name in given
     ]
-    found = [dataclasses.replace(choice, options={**choice.options, **given})]
+    kept = dataclasses.replace(choice, options={**choice.options, **given})
+    found = [kept]
     try:
-        check_options(plugin.name, factory, found[0].options, keywords)
-        made = _made_by(found[0]) if "stands_for" in record else None
+        check_options(plugin.name, factory, kept.options, keywords)
+        made = _made_by(kept) if "stands_for" in record else None
         if made is not None and made != record["stands_for"]:
-            found = _as_choices(record["stands_for"])
-            changes.append(f"it was {_listed(found)}, is {_listed(_as_choices(made))} now")
-            if [each for choice in found for each in _made_by(choice)] != record["stands_for"]:
-                raise PluginError("what it was made of is not the same any more.")
+            found = _made_again(record["stands_for"])
+            changes.append(f"it was {_listed(record['stands_for'])}, is {_listed(made)} now")
         if not changes:
             return (text,)
         for each in found:
@@ -98,12 +97,20 @@ def _made_by(choice: PluginChoice) -> list[dict[str, Any]]:
     return [{"ref": each.ref, "options": json_values(each.options)} for each in choices]
 
 
-def _as_choices(described: Sequence[Mapping[str, Any]]) -> list[PluginChoice]:
-    for each in described:
-        if "#" in each["ref"]:  # a run.json must not name code of its own
-            raise PluginError(f"{each['ref']} is no installed augmentation.")
-    return [PluginChoice(each["ref"], each["options"]) for each in described]
+def _made_again(described: Sequence[Mapping[str, Any]]) -> list[PluginChoice]:
+    """Return how to ask for the augmentations that `_made_by` described.
+
+    Raises:
+        PluginError: If asking so does not give them.
+    """
+    choices = [PluginChoice(each["ref"], each["options"]) for each in described]
+    for choice in choices:
+        if "#" in choice.ref:  # a run.json must not bring code of its own
+            raise PluginError(f"{choice.ref} is no installed augmentation.")
+    if [each for choice in choices for each in _made_by(choice)] != described:
+        raise PluginError(f"{_listed(described)} cannot be made again.")
+    return choices
 
 
-def _listed(choices: Sequence[PluginChoice]) -> str:
-    return " ".join(map(str, choices))
+def _listed(described: Sequence[Mapping[str, Any]]) -> str:
+    return " ".join(str(PluginChoice(each["ref"], each["options"])) for each in described)
