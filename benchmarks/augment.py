@@ -31,7 +31,7 @@ OURS = (
     + """
 import jax
 from vgg_jax.augment.chain import build_chain
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 images, found = jax.device_put(batch), {}
 for text in sys.argv[1:]:
     chain = build_chain([parse_choice(choice) for choice in text.split()])

@@ -66,6 +66,14 @@ def test_a_classifier_becomes_a_run_that_carries_its_backbone(adopted):
     assert (config.image_size, config.interpolation) == (SIDE, "nearest")
 
 
+def test_its_head_is_the_built_in_one_whoever_else_claims_the_name(installed, tmp_path):
+    installed("latecomer", "1.0", {"dense256": "late:Head", "linear": "late:Head"})
+    options = {"class_names": CLASSES, "image_size": SIDE}
+    result = convert_weights(TRAINED, tmp_path / "trees", **options)
+    assert RunFolder(result.folder).read_record().plugins[0]["package"] == "vgg-jax"
+    assert load_classifier(result.folder).class_names == CLASSES
+
+
 def test_the_commands_accept_it(adopted, pictures):
     def invoke(*words: object) -> str:
         result = runner.invoke(app, [str(word) for word in words])

@@ -30,6 +30,7 @@ from vgg_jax.augment.pixel import Brightness, ChannelShift
 from vgg_jax.augment.presets import keras
 from vgg_jax.augment.warp import FILLS, warp
 from vgg_jax.errors import OptionError, PluginError, UnknownPluginError
+from vgg_jax.plugin_choices import PluginChoice, parse_choice
 
 SCIPY_MODES = {
     "nearest": "nearest",
@@ -276,7 +277,7 @@ def test_equal_chains_compile_once(pictures):
         return chain.apply(keys, images)
 
     jitted = jax.jit(trace, static_argnums=0)
-    choices = [plugins.parse_choice("keras")]
+    choices = [parse_choice("keras")]
     for seed in range(3):
         jitted(build_chain(choices, fill="wrap"), keys_for(5, seed), pictures)
     assert len(traced) == 1
@@ -286,7 +287,7 @@ def test_equal_chains_compile_once(pictures):
 
 def test_chains_are_built_from_what_a_user_types():
     texts = ["rotation:degrees=10", "vgg-jax/brightness:low=0.5,high=2", "keras", "channel-shift"]
-    chain = build_chain(list(map(plugins.parse_choice, texts)), fill="constant", fill_value=1)
+    chain = build_chain(list(map(parse_choice, texts)), fill="constant", fill_value=1)
     assert chain == Chain(
         (Rotation(degrees=10), Brightness(low=0.5, high=2), *keras(), ChannelShift()),
         "constant",
@@ -314,7 +315,7 @@ def test_chains_are_built_from_what_a_user_types():
 )
 def test_what_a_user_mistypes_is_named(text, error, message):
     with pytest.raises(error, match=message):
-        build_chain([plugins.parse_choice(text)])
+        build_chain([parse_choice(text)])
 
 
 @pytest.mark.parametrize(
@@ -357,7 +358,7 @@ def test_a_plugin_that_gives_no_augmentation_is_named(monkeypatch, returned):
     with pytest.raises(
         PluginError, match=r"augmentation 'odd' of odd-package 1.2 gives a \w+, but"
     ):
-        build_chain([plugins.PluginChoice("odd")])
+        build_chain([PluginChoice("odd")])
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,9 @@ def test_what_is_not_finite_is_not_saved(tmp_path, where):
     checkpoints = save_epochs(tmp_path, [0.5])
     bad = state(2)
     if where == "trained":
-        bad.trained["head/bias"] = jnp.array([0.0, jnp.nan, 0.0])
+        bad = bad._replace(trained={"head/bias": jnp.array([0.0, jnp.nan, 0.0])})
     else:
-        bad.optimizer[0]["nu"] = jnp.array([jnp.inf])
+        bad = bad._replace(optimizer=({"nu": jnp.array([jnp.inf])}, jnp.asarray(7)))
     with pytest.raises(TrainingError, match=f"The {where} array .* no longer finite"):
         checkpoints.save_epoch(after(metrics(1, 0.5), metrics(2, 0.9)), bad)
     assert checkpoints.epochs() == [1]

@@ -13,7 +13,7 @@ from vgg_jax.errors import PluginError
 from vgg_jax.model.classifier import Classifier, build_classifier, make_functional
 from vgg_jax.model.heads import VGGTop
 from vgg_jax.model.vgg16 import VGG16
-from vgg_jax.plugins import PluginChoice
+from vgg_jax.plugin_choices import PluginChoice
 
 
 class DropoutHead(nnx.Module):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomli_w
 from typer.testing import CliRunner
 
 from vgg_jax.cli.app import app
@@ -35,6 +36,26 @@ class Quiet:
             name: Of anything.
         """
 '''
+
+
+TALKATIVE = """
+import os, subprocess
+from flax import nnx
+
+print("imported")
+os.write(1, b"imported, too\\n")
+subprocess.run(["echo", "imported by another process"], check=True)
+
+
+class Head(nnx.Module):
+    def __init__(self, feature_shape, num_classes, *, rngs):
+        print("built")
+        self.logits = nnx.Linear(feature_shape[-1], num_classes, rngs=rngs)
+
+    def __call__(self, features):
+        print("traced")
+        return self.logits(features.mean((1, 2)))
+"""
 
 
 def run(*arguments: str) -> str:
@@ -93,7 +114,7 @@ def test_a_plugin_shows_its_purpose_and_its_options():
     assert "Do nothing, briefly.\n\nOf no use." in text
     assert "weight: a number, default 0.5\n      Of nothing, in [0, 1]." in text
     assert "name: a word, must be given\n      Of anything." in text
-    described = json.loads(run("show", "quiet", "--json").splitlines()[-1])
+    described = json.loads(run("show", "quiet", "--json"))
     assert (described["package"], described["what"]) == ("quiet-heads", "head")
     assert described["options"][0]["range"] == "in [0, 1]"
 
@@ -129,6 +150,30 @@ def test_a_broken_plugin_is_named_with_its_cause_and_its_traceback_on_demand(qui
     assert "Traceback" in long
     assert "importlib" in long
     assert "vgg_jax.errors.PluginError: The head 'gone' of quiet-heads 0.2" in long
+
+
+def test_what_a_plugin_prints_is_no_part_of_a_result(options, photos, tmp_path):
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    config = tmp_path / "config.toml"
+    config.write_text(tomli_w.dumps({**options, "epochs": 1}))
+    head = f"{tmp_path / 'talkative.py'}#Head"
+    chosen = ["--config", str(config), "--head", head, "--run", str(tmp_path / "run")]
+    trained = subprocess.run(
+        [sys.executable, "-m", "vgg_jax", "train", *chosen, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["run"] == str(tmp_path / "run")
+    printed = ("imported", "imported, too", "imported by another process", "built", "traced")
+    assert set(printed) <= set(trained.stderr.splitlines())
+    for command in (["evaluate"], ["predict", next(photos.rglob("*.png"))]):
+        words = [command[0], tmp_path / "run", *command[1:], "--allow-local-code", "--json"]
+        result = CliRunner().invoke(app, list(map(str, words)))
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)
+        assert "built" in result.stderr
 
 
 @pytest.mark.parametrize(

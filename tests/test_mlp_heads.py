@@ -14,7 +14,8 @@ from vgg_jax.errors import OptionError
 from vgg_jax.model.classifier import Classifier, make_functional
 from vgg_jax.model.heads import MLP, GapMLP, VGGTop
 from vgg_jax.model.vgg16 import VGG16
-from vgg_jax.plugins import build, parse_choice
+from vgg_jax.plugin_choices import parse_choice
+from vgg_jax.plugins import build
 from vgg_jax.progress import Progress
 from vgg_jax.weights.store import load_weights
 from vgg_jax.workflows.backbone import open_backbone

@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 from vgg_jax.cli.app import app
 from vgg_jax.errors import OptionError, PluginError, UnknownPluginError
+from vgg_jax.plugin_choices import PluginChoice, parse_choice
 from vgg_jax.plugin_options import describe_options
-from vgg_jax.plugin_packages import plugin_packages
-from vgg_jax.plugins import PluginChoice, build, find_plugin, list_plugins, parse_choice
+from vgg_jax.plugin_packages import damaged_packages_named, plugin_packages
+from vgg_jax.plugins import build, find_plugin, list_plugins
 from vgg_jax.testing.probe import probe_plugins
 from vgg_jax.workflows.summary import summarise_run
 from vgg_jax.workflows.train import train
@@ -166,15 +167,24 @@ def test_a_plugin_that_ends_the_process_is_an_error_like_any_other(installed, tm
         find_plugin("head", "quits").load()
 
 
-def test_a_plugin_of_another_contract_is_listed_and_refused(installed):
-    installed("future-heads", "3.1", {"next": "future:Head"}, group="vgg_jax.heads.v2")
+@pytest.mark.parametrize(
+    ("suffix", "contract"),
+    [("v2", "2"), ("v2.1", "2.1"), ("vX", "X"), ("v01", "01"), ("v", ".v"), ("1", ".1")],
+)
+def test_a_plugin_of_another_contract_is_listed_and_refused(installed, suffix, contract):
+    installed("future-heads", "3.1", {"next": "future:Head"}, group=f"vgg_jax.heads.{suffix}")
     (found,) = [plugin for plugin in list_plugins("head") if plugin.name == "next"]
-    assert (found.contract, found.version) == (2, "3.1")
-    assert "version 2 of the plugin contract" in found.problem
+    assert (found.contract, found.version) == (contract, "3.1")
+    assert f"version {contract} of the plugin contract" in found.problem
     with pytest.raises(
-        PluginError, match=r"future-heads 3.1.*version 2.*has version 1. Update vgg"
+        PluginError, match=rf"future-heads 3.1.*version {contract}.*has version 1. Update vgg"
     ):
         find_plugin("head", "next")
+
+
+def test_the_version_of_the_contract_may_be_spelt_out(installed):
+    installed("first-heads", "1.0", {"first": "first:Head"}, group="vgg_jax.heads.v1")
+    assert find_plugin("head", "first").problem == ""
 
 
 def test_a_package_may_serve_two_contracts_under_one_name(installed):
@@ -328,6 +338,39 @@ def test_damaged_metadata_of_one_package_harm_no_other(
     assert listed.exit_code == 0, listed.output
     assert "cannot be listed" in listed.output
     assert "linear" in listed.output
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        (b"[console_scripts]\nno equals sign\n", "has a line that is no `name = value`"),
+        (b"[console_scripts]\ncaf\xe9 = odd:main\n", "is not UTF-8"),
+    ],
+)
+def test_a_package_over_which_jax_stumbles_is_named(lines, fault, tmp_path):
+    folder = tmp_path / "stranger-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Name: stranger\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_bytes(lines)
+    done = subprocess.run(
+        [sys.executable, "-m", "vgg_jax", "train", "--run", str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"Error: {folder} is damaged: its entry_points.txt {fault}" in done.stderr
+    assert "Install that package again, or delete the folder." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_of_ones_own_are_not_blamed_on_a_damaged_package(tmp_path, monkeypatch):
+    (tmp_path / "stranger-1.0.dist-info").mkdir()
+    (tmp_path / "stranger-1.0.dist-info" / "entry_points.txt").write_text("[x]\nno equals sign\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(TypeError, match="mine"), damaged_packages_named():
+        raise TypeError("mine")
 
 
 def test_what_an_interrupted_uninstallation_left_is_ignored(tmp_path, monkeypatch):

@@ -15,6 +15,19 @@ from vgg_jax import load_classifier, train
 from vgg_jax.errors import ConfigError, DataError, RunError, TrainingError, WeightsError
 from vgg_jax.workflows.convert import convert_weights
 
+DIM = """
+import dataclasses
+import jax
+from vgg_jax.api import PixelAugmentation
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dim(PixelAugmentation):
+    strength: float = 0.5
+
+    def apply(self, key, image):
+        return image * (1 - self.strength * jax.random.uniform(key))
+"""
+
 
 @pytest.mark.parametrize("augment", [(), ("keras", "brightness:low=0.5")])
 def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(options, tmp_path, augment):
@@ -196,3 +209,20 @@ def test_reader_threads_change_nothing(options, run, tmp_path):
     expected = latest(run.path)
     for path, value in latest(other.path).items():
         np.testing.assert_array_equal(value, expected[path], err_msg=path)
+
+
+def test_other_augmentations_are_taken_with_override_and_kept(options, tmp_path):
+    path = tmp_path / "run"
+    train(**{**options, "epochs": 1, "augment": ("keras",)}, run=str(path))
+    (tmp_path / "dim.py").write_text(DIM)
+    other = ("horizontal-flip", f"{tmp_path / 'dim.py'}#Dim:strength=0.25")
+    with pytest.raises(ConfigError, match=r"--augment .*--override"):
+        train(run=str(path), resume=True, augment=other, epochs=2)
+    recorder = Recorder()
+    train(run=str(path), resume=True, override=True, augment=other, epochs=2, progress=recorder)
+    assert any("Running the code of the augmentation Dim" in note for note in recorder.notes)
+    (tmp_path / "dim.py").unlink()  # the run has its own copy
+    resumed = train(run=str(path), resume=True, epochs=3, allow_local_code=True)
+    assert len(resumed.history) == 3
+    recorded = json.loads((path / "run.json").read_text())["plugins"]
+    assert [plugin["name"] for plugin in recorded] == ["dense256", "horizontal-flip", "Dim"]

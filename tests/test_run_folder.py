@@ -33,7 +33,7 @@ def test_a_run_holds_what_made_it(run, options):
         "name": "dense256",
         "package": "vgg-jax",
         "version": record.packages["vgg-jax"],
-        "contract": 1,
+        "contract": "1",
         "options": {},
     }
 

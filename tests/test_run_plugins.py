@@ -102,16 +102,26 @@ def with_plugin(run: Path, target: Path, **changes: str) -> Path:
 
 
 def test_plugins_are_recorded_with_their_options(options, tmp_path):
-    augment = ("zoom:fraction=0.1", "horizontal-flip")
-    run = train(**{**options, "epochs": 1, "augment": augment}, run=str(tmp_path / "run"))
-    head, zoom, flip = RunFolder(run.path).read_record().plugins
-    assert (head["kind"], head["options"]) == ("head", {})
+    augment = ("zoom:fraction=0.1", "horizontal-flip", "light")
+    chosen = {**options, "epochs": 1, "augment": augment, "head": "gap-mlp:dropout=0.1"}
+    run = train(**chosen, run=str(tmp_path / "run"))
+    head, zoom, flip, light = RunFolder(run.path).read_record().plugins
+    assert head["options"] == {"hidden": [256], "activation": "relu", "norm": "none"} | {
+        "dropout": 0.1
+    }
     assert (zoom["name"], zoom["package"], zoom["options"]) == (
         "zoom",
         "vgg-jax",
         {"fraction": 0.1},
     )
-    assert (flip["name"], flip["contract"]) == ("horizontal-flip", 1)
+    assert (flip["name"], flip["contract"]) == ("horizontal-flip", "1")
+    assert flip["options"] == {"probability": 0.5}
+    assert [made["ref"] for made in light["stands_for"]] == [
+        "vgg-jax/crop-resize",
+        "vgg-jax/horizontal-flip",
+        "vgg-jax/color-jitter",
+    ]
+    assert light["stands_for"][0]["options"] == {"scale": [0.7, 1.0], "ratio": [3 / 4, 4 / 3]}
 
 
 def test_a_run_whose_head_is_not_installed_says_what_to_install(run, tmp_path):
@@ -166,6 +176,20 @@ def test_code_of_ones_own_is_announced_recorded_and_copied(own, code, notes):
     assert (own / head["file"]).read_text() == CODE
     assert head["sha256"] == augmentation["sha256"]
     assert str(code) not in (own / "config.toml").read_text()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "augment-preview"])
+def test_every_command_that_runs_code_of_ones_own_says_so(command, run, photos, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(CODE)
+    augment = ["--augment", f"{file}#Darken", "--views", "1"]
+    arguments = {
+        "evaluate": [str(run.path)],
+        "augment-preview": ["--data", str(photos), "--out", str(tmp_path / "grid.png")],
+    }
+    result = CliRunner().invoke(app, [command, *arguments[command], *augment])
+    assert result.exit_code == 0, result.output
+    assert f"Running the code of the augmentation Darken in {file}." in result.stderr
 
 
 def test_code_of_a_run_is_run_only_when_allowed(own, tmp_path):

@@ -15,7 +15,7 @@ from vgg_jax.layers import LAYERS
 from vgg_jax.model.classifier import build_classifier, make_functional
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.model.vgg16 import VGG16
-from vgg_jax.plugins import PluginChoice
+from vgg_jax.plugin_choices import PluginChoice
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.steps import Steps, Totals, TrainState, example_keys
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
+from typer.testing import CliRunner
+
+from vgg_jax.cli.app import app
 from vgg_jax.config import TrainConfig
 from vgg_jax.workflows.summary import summarise, summarise_run
 
@@ -30,3 +35,11 @@ def test_a_run_is_summarised_with_its_own_width(run):
     summary = summarise_run(run.path)
     assert summary.image_size == 32
     assert summary.layers[0].output_shape == (32, 32, 4)
+
+
+def test_another_packages_dense256_does_not_take_the_default_away(installed):
+    installed("latecomer", "1.0", {"dense256": "late:Head"})
+    result = CliRunner().invoke(app, ["summary", "--width", "0.0625", "--json"])
+    assert result.exit_code == 0, result.output
+    layers = [row["layer"] for row in json.loads(result.stdout)["layers"]]
+    assert layers[-2:] == ["head/hidden", "head/logits"]

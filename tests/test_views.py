@@ -17,7 +17,7 @@ from vgg_jax.cli.app import app
 from vgg_jax.contract import BatchAugmentation, HostAugmentation
 from vgg_jax.data.decode import decode_image, resize_image
 from vgg_jax.errors import ConfigError, DataError
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.training.losses import example_losses, probabilities, share_losses
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import example_keys, mixing_key

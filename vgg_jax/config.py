@@ -12,7 +12,8 @@ from typing import Any, Literal, Self
 from vgg_jax.errors import ConfigError, did_you_mean
 from vgg_jax.layers import resolve_layer
 from vgg_jax.options import fits, spell
-from vgg_jax.plugins import OWN_PACKAGE, find_plugin, list_plugins, parse_choice
+from vgg_jax.plugin_choices import parse_choice
+from vgg_jax.plugins import OWN_PACKAGE, find_plugin, list_plugins
 
 DEMO = "demo"
 

@@ -50,6 +50,10 @@ class UnknownPluginError(VggJaxError):
         )
 
 
+class InstallationError(VggJaxError):
+    """An installed package, whosesoever, is damaged so that Python or JAX stumbles over it."""
+
+
 class WeightsError(VggJaxError):
     """A weight file or a folder of converted weights is missing, damaged or something else."""
 

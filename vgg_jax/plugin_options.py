@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import inspect
 import itertools
@@ -44,16 +45,35 @@ class Option:
 def describe_options(factory: Any, reserved: Collection[str] = ()) -> tuple[Option, ...]:
     """Return the keyword-only parameters of a plugin, those in `reserved` left out."""
     hints, meanings = option_types(factory), _documented(factory)
+    defaults = _defaults(factory, reserved)
     found: list[Option] = []
-    for name, parameter in _keywords(factory, reserved).items():
+    for name in _keywords(factory, reserved):
         meaning = meanings.get(name, "")
         allowed = _RANGE.search(meaning)
-        missing = parameter.default is parameter.empty
-        default = None if missing else toml_value(parameter.default)
+        default = toml_value(defaults[name]) if name in defaults else None
         found.append(
             Option(name, spell(hints[name]), default, allowed[0] if allowed else "", meaning)
         )
     return tuple(found)
+
+
+def resolved_options(
+    factory: Any, options: Mapping[str, Any], reserved: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the value of each option, in `options` or by default, as JSON gives it back."""
+    return json_values(_defaults(factory, reserved) | dict(options))
+
+
+def json_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as JSON gives them back, tuples as lists.
+
+    What JSON cannot hold, such as a function, is left out: nobody can type it either.
+    """
+    held: dict[str, Any] = {}
+    for name, value in options.items():
+        with contextlib.suppress(TypeError, ValueError):
+            held[name] = json.loads(json.dumps(value))
+    return held
 
 
 def describe_purpose(factory: Any) -> str:
@@ -139,6 +159,20 @@ def _keywords(factory: Any, reserved: Collection[str]) -> dict[str, inspect.Para
         for name, parameter in inspect.signature(_callable(factory)).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in reserved
     }
+
+
+def _defaults(factory: Any, reserved: Collection[str]) -> dict[str, Any]:
+    """Return the defaults of the options that have one."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in _keywords(factory, reserved).items()
+        if parameter.default is not parameter.empty
+    }
+    if dataclasses.is_dataclass(factory):
+        for field in dataclasses.fields(factory):
+            if field.name in defaults and field.default_factory is not dataclasses.MISSING:
+                defaults[field.name] = field.default_factory()  # the signature has a placeholder
+    return defaults
 
 
 def _callable(factory: Any) -> Any:

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import cast
 
+from vgg_jax.errors import InstallationError
+
 _OURS = "vgg_jax."  # begins the entry-point groups of plugins
+_UNREADABLE = (TypeError, ValueError, AttributeError, OSError)  # of entry points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,29 +53,60 @@ def canonical_package(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
+@contextmanager
+def damaged_packages_named() -> Generator[None]:
+    """Say whose damaged entry points ended what is done within.
+
+    JAX looks for plugins of its own in every installed package, and gives up at a damaged one.
+
+    Raises:
+        InstallationError: If an exception came from reading such a package.
+    """
+    try:
+        yield
+    except _UNREADABLE as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if all(frame.f_globals.get("__name__") != metadata.__name__ for frame in frames):
+            raise
+        for distribution in metadata.distributions():
+            fault = _fault(distribution)
+            if fault:
+                raise InstallationError(
+                    f"{getattr(distribution, '_path', 'An installed package')} is damaged: {fault}."
+                    " JAX looks through all installed packages and cannot start.\nInstall that"
+                    " package again, or delete the folder."
+                ) from error
+        raise
+
+
+def _fault(distribution: metadata.Distribution) -> str:
+    """Say why a package's entry points cannot be read; empty if they can."""
+    try:
+        tuple(distribution.entry_points)
+    except UnicodeDecodeError:
+        return "its entry_points.txt is not UTF-8"
+    except OSError as error:
+        return f"its entry_points.txt: {error.strerror}"
+    except _UNREADABLE:
+        return "its entry_points.txt has a line that is no `name = value`"
+    return ""
+
+
 def _read(distribution: metadata.Distribution) -> PluginPackage | None:
     """Read one package; None if it declares nothing for us."""
     folder = getattr(getattr(distribution, "_path", None), "name", "a package without a name")
     if folder.startswith("~"):  # what an interrupted pip left; pip ignores it, too
         return None
-    try:
-        text = distribution.read_text("entry_points.txt") or ""
-    except UnicodeDecodeError as error:
-        if _OURS.encode() not in error.object:
-            return None
-        return PluginPackage(folder, fault="its entry_points.txt is not UTF-8")
-    except OSError as error:
-        return PluginPackage(folder, fault=f"its entry_points.txt: {error.strerror}")
-    if _OURS not in text:
+    fault = _fault(distribution)
+    if fault:
+        return PluginPackage(folder, fault=fault)
+    entries = tuple(
+        (entry.group, entry.name, entry.value)
+        for entry in distribution.entry_points
+        if entry.group.startswith(_OURS)
+    )
+    if not entries:
         return None
-    try:
-        entries = tuple(
-            (entry.group, entry.name, entry.value)
-            for entry in distribution.entry_points
-            if entry.group.startswith(_OURS)
-        )
-    except (TypeError, ValueError, AttributeError) as error:
-        return PluginPackage(folder, fault=f"its entry_points.txt: {error}")
     try:
         about = cast("dict[str, str]", distribution.metadata.json)
     except (metadata.PackageNotFoundError, TypeError, ValueError, OSError) as error:

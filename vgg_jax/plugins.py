@@ -1,11 +1,8 @@
 """Heads and augmentations as plugins: found through entry points, listed without importing any.
 
-A user names one as `REF[:OPTIONS]`. REF is a name, `package/name` where two packages claim a name,
-or `path/to/file.py#Class` for code that no package holds. OPTIONS is the inside of a TOML inline
-table in which bare words are strings: `mlp:hidden=[512,256],activation=relu`.
-
 The version of the contract that a plugin was written for is in the name of its entry-point group:
-`vgg_jax.heads` is the first, `vgg_jax.heads.v2` would be the second.
+`vgg_jax.heads` is the first, `vgg_jax.heads.v2` would be the second; anything else after the kind
+stands for a version that nobody here knows.
 """
 
 from __future__ import annotations
@@ -14,34 +11,26 @@ import dataclasses
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from vgg_jax.errors import OptionError, PluginError, UnknownPluginError, VggJaxError, cause_of
+from vgg_jax.errors import PluginError, UnknownPluginError, VggJaxError, cause_of
 from vgg_jax.local_plugins import LOCAL_MODULE, file_digest, load_file
-from vgg_jax.plugin_options import as_python, check_options, option_types, toml_value
+from vgg_jax.plugin_choices import LOCAL_REF, PluginChoice
+from vgg_jax.plugin_options import as_python, check_options, option_types
 from vgg_jax.plugin_packages import canonical_package, plugin_packages
 
 Kind = Literal["head", "augmentation"]
 GROUPS: Mapping[Kind, str] = {"head": "vgg_jax.heads", "augmentation": "vgg_jax.augmentations"}
-CONTRACT = 1
+# What the contract passes by name; all other keywords are options.
+KEYWORDS: Mapping[Kind, tuple[str, ...]] = {"head": ("rngs",), "augmentation": ()}
+CONTRACT = "1"
 OWN_PACKAGE = "vgg-jax"
 ALLOWED_VARIABLE = "VGG_JAX_PLUGINS"
 
-_GROUP = re.compile(r"(vgg_jax\.(?:heads|augmentations))(?:\.v(\d+))?")
-_LOCAL_REF = re.compile(r"(?P<file>.+\.py)#(?P<name>[^:/]*)(?::(?P<options>.*))?", re.DOTALL)
-_BARE_WORD = re.compile(
-    r"""
-    ("(?:\\.|[^"\\])*"|'[^']*')                         # what is quoted already stays as it is
-    | (?<=[=\[,\s]) (?!(?:true|false|inf|nan)\b)
-      ([A-Za-z_][\w.-]*)                        # a word
-      (?![\w.-]) (?!\s*=)                       # that is no option's name
-    """,
-    re.VERBOSE,
-)
+_GROUP = re.compile(r"(vgg_jax\.(?:heads|augmentations))(?:\.v(.+)|(\..*))?")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -54,7 +43,7 @@ class Plugin:
         package: The distribution that declares it; for a file its path.
         version: That distribution's version; for a file the start of its SHA-256.
         target: Where the object is, as `module:attribute`; for a file `path#attribute`.
-        contract: Version of the contract it was written for.
+        contract: Version of the contract it was written for, as its entry-point group has it.
         sha256: Of the file; empty for an installed one.
     """
 
@@ -63,7 +52,7 @@ class Plugin:
     package: str
     version: str
     target: str
-    contract: int = CONTRACT
+    contract: str = CONTRACT
     sha256: str = ""
 
     @property
@@ -117,24 +106,6 @@ class Plugin:
         return "Mend that file." if self.is_local else "Update or remove that package."
 
 
-@dataclasses.dataclass(frozen=True)
-class PluginChoice:
-    """What a user asked for: a plugin and its options.
-
-    Attributes:
-        ref: `name`, `package/name` or `file.py#Class`.
-        options: Option values by name, as TOML gives them.
-    """
-
-    ref: str
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
-
-    def __str__(self) -> str:
-        """Return it in the form a user types: `REF[:OPTIONS]`."""
-        options = ",".join(f"{name}={toml_value(value)}" for name, value in self.options.items())
-        return f"{self.ref}:{options}" if options else self.ref
-
-
 def list_plugins(kind: Kind | None = None) -> list[Plugin]:
     """Return the installed plugins of one kind, or of all, sorted; imports none of them.
 
@@ -146,7 +117,7 @@ def list_plugins(kind: Kind | None = None) -> list[Plugin]:
         for group, name, target in package.entries:
             match = _GROUP.fullmatch(group)
             if match and kind in (None, kinds[match[1]]):
-                version = int(match[2] or 1)
+                version = match[2] or match[3] or CONTRACT
                 found.add(
                     Plugin(kinds[match[1]], name, package.name, package.version, target, version)
                 )
@@ -172,7 +143,7 @@ def find_plugin(kind: Kind, ref: str) -> Plugin:
         UnknownPluginError: If no package provides it.
         PluginError: If several do, or if it cannot be used here, or if a file cannot be read.
     """
-    local = _LOCAL_REF.fullmatch(ref)
+    local = LOCAL_REF.fullmatch(ref)
     if local:
         return _local_plugin(kind, local["file"], local["name"])
     package, _, name = ref.rpartition("/")
@@ -201,7 +172,7 @@ def find_of_any_kind(ref: str, kind: Kind | None = None) -> Plugin:
         PluginError: If several do or if it cannot be used, as for `find_plugin`.
     """
     kinds: list[Kind] = [kind] if kind else ["head", "augmentation"]
-    if _LOCAL_REF.fullmatch(ref):
+    if LOCAL_REF.fullmatch(ref):
         return find_plugin(kinds[0], ref)
     name = ref.rpartition("/")[2]
     having: list[Kind] = [
@@ -216,37 +187,22 @@ def find_of_any_kind(ref: str, kind: Kind | None = None) -> Plugin:
     return find_plugin((having or kinds)[0], ref)
 
 
+def plugin_of(thing: object) -> Plugin | None:
+    """Return the installed plugin that is the class of an object, or None."""
+    target = f"{type(thing).__module__}:{type(thing).__qualname__}"
+    return next((plugin for plugin in list_plugins() if plugin.target == target), None)
+
+
 def origin_of(thing: object) -> str:
     """Say which plugin an object was built by, for messages: by its class, or where that is."""
-    kind = type(thing)
-    target = f"{kind.__module__}:{kind.__qualname__}"
-    for plugin in list_plugins():
-        if plugin.target == target:
-            return f"{plugin.kind} {plugin.name!r} of {plugin.package} {plugin.version} ({target})"
+    kind, plugin = type(thing), plugin_of(thing)
+    if plugin:
+        return (
+            f"{plugin.kind} {plugin.name!r} of {plugin.package} {plugin.version} ({plugin.target})"
+        )
     if kind.__module__.startswith(LOCAL_MODULE):
         return f"{kind.__qualname__} in {sys.modules[kind.__module__].__file__}"
-    return target.replace(":", ".")
-
-
-def parse_choice(text: str) -> PluginChoice:
-    """Parse `REF[:OPTIONS]`.
-
-    Raises:
-        OptionError: If OPTIONS is not the inside of a TOML inline table.
-    """
-    local = _LOCAL_REF.fullmatch(text)
-    if local:
-        ref, options = f"{local['file']}#{local['name']}", local["options"] or ""
-    else:
-        ref, _, options = text.partition(":")
-    quoted = _BARE_WORD.sub(lambda match: match[1] or f'"{match[2]}"', options)
-    try:
-        return PluginChoice(ref.strip(), tomllib.loads(f"options = {{{quoted}}}")["options"])
-    except tomllib.TOMLDecodeError as error:
-        raise OptionError(
-            f"{ref}: the options {options!r} cannot be read ({error}). Write them as"
-            " name=value,name=value."
-        ) from error
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def build(kind: Kind, choice: PluginChoice, *args: Any, **kwargs: Any) -> Any:
@@ -293,11 +249,9 @@ def _local_plugin(kind: Kind, file: str, name: str) -> Plugin:
 
 def _unusable(plugin: Plugin) -> PluginError:
     if plugin.contract != CONTRACT:
-        newer = plugin.contract > CONTRACT
-        outdated = "vgg-jax" if newer else plugin.package
         return PluginError(
-            f"{plugin.described} cannot be used: {plugin.problem}. Update {outdated}, or use"
-            f" another {plugin.kind}."
+            f"{plugin.described} cannot be used: {plugin.problem}. Update vgg-jax or"
+            f" {plugin.package}, or use another {plugin.kind}."
         )
     return PluginError(
         f"{plugin.described} cannot be used: {plugin.problem}. Add {plugin.package} to that"

@@ -22,6 +22,7 @@ from vgg_jax.contract import (
     require,
 )
 from vgg_jax.errors import PluginError, cause_of
+from vgg_jax.plugin_choices import PluginChoice
 
 _PLACES: dict[type[Augmentation], tuple[int, str]] = {
     HostAugmentation: (0, "host"),
@@ -145,7 +146,7 @@ class Chain:
 
 
 def build_chain(
-    choices: Sequence[plugins.PluginChoice], fill: Fill = "nearest", fill_value: float = 0.0
+    choices: Sequence[PluginChoice], fill: Fill = "nearest", fill_value: float = 0.0
 ) -> Chain:
     """Build the chain that a user asked for, with the augmentations of a preset in its place.
 
@@ -158,7 +159,7 @@ def build_chain(
     return Chain([a for choice in choices for a in build_augmentations(choice)], fill, fill_value)
 
 
-def build_augmentations(choice: plugins.PluginChoice) -> tuple[Augmentation, ...]:
+def build_augmentations(choice: PluginChoice) -> tuple[Augmentation, ...]:
     """Build the augmentations that a plugin stands for: one, or those of a preset.
 
     Raises:
@@ -175,6 +176,17 @@ def build_augmentations(choice: plugins.PluginChoice) -> tuple[Augmentation, ...
                 f" {plugin.way_out}"
             )
     return found
+
+
+def as_choice(augmentation: Augmentation) -> PluginChoice:
+    """Return how a user would ask for an augmentation: its package and name, and every option.
+
+    What is no plugin by itself, but made by one, goes by the place of its class.
+    """
+    plugin, kind = plugins.plugin_of(augmentation), type(augmentation)
+    ref = f"{plugin.package}/{plugin.name}" if plugin else f"{kind.__module__}.{kind.__qualname__}"
+    fields = dataclasses.fields(augmentation) if dataclasses.is_dataclass(augmentation) else ()
+    return PluginChoice(ref, {f.name: getattr(augmentation, f.name) for f in fields if f.init})
 
 
 def _check_order(augmentations: Sequence[Augmentation]) -> None:

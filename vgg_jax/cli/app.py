@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from importlib import metadata
-from typing import Annotated, cast
+from typing import Annotated, TextIO
 
 import typer
 
@@ -74,11 +73,22 @@ def _debug_first(arguments: list[str]) -> list[str]:
     return ["--debug", *rest, *arguments[end:]]
 
 
+def _own_stdout() -> TextIO:
+    """Give `sys.stdout` a descriptor of its own.
+
+    What plugins' libraries and child processes write to number 1 then goes to standard error.
+    """
+    encoding = sys.stdout.encoding
+    # File names need not be UTF-8.
+    stdout = sys.stdout = os.fdopen(os.dup(1), "w", encoding=encoding, errors="surrogateescape")
+    os.dup2(2, 1)
+    return stdout
+
+
 def main() -> None:
     """Run the command line."""
     exit_at_once_on_ctrl_c()
-    stdout = cast("io.TextIOWrapper[io.BufferedWriter]", sys.stdout)
-    stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
+    stdout = _own_stdout()
     try:
         try:
             app(_debug_first(sys.argv[1:]))

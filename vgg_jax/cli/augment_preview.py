@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import print_json, user_errors
-from vgg_jax.plugins import parse_choice
+from vgg_jax.cli.console import console_progress, print_json, print_line, user_errors
+from vgg_jax.plugin_choices import parse_choice
 
 
 def augment_preview(
@@ -47,9 +47,10 @@ def augment_preview(
             interpolation=interpolation,
             fill=fill,
             fill_value=fill_value,
+            progress=console_progress(),
         )
         write_grid(images, out)
         if as_json:
             print_json({"out": str(out), "pictures": len(images), "views": views})
         else:
-            print(f"{len(images)} pictures, each as it is and in {views} versions: {out}")
+            print_line(f"{len(images)} pictures, each as it is and in {views} versions: {out}")

@@ -9,12 +9,13 @@ import sys
 import time
 import traceback
 from collections.abc import Generator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 
 from vgg_jax.errors import TrainingInterrupted, VggJaxError
+from vgg_jax.plugin_packages import damaged_packages_named
 from vgg_jax.progress import EpochMetrics, Progress, format_bytes
 
 if TYPE_CHECKING:
@@ -37,9 +38,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Settings:
-    """What was asked for before the command."""
+    """What holds for the command at hand."""
 
     tracebacks = False
+    results: TextIO | None = None
 
 
 def show_tracebacks() -> None:
@@ -49,9 +51,13 @@ def show_tracebacks() -> None:
 
 @contextmanager
 def user_errors() -> Generator[None]:
-    """End the command with code 1 and the message at an expected failure, with 130 at Ctrl-C."""
+    """End the command with code 1 and the message at an expected failure, with 130 at Ctrl-C.
+
+    Meanwhile only results go to standard output: what plugins print goes to standard error.
+    """
     try:
-        yield
+        with damaged_packages_named(), _prints_put_aside():
+            yield
     except TrainingInterrupted as stop:
         say(str(stop))
         raise typer.Exit(128 + stop.signal_number) from stop
@@ -63,6 +69,16 @@ def user_errors() -> Generator[None]:
         raise typer.Exit(EXIT_FAILED) from error
     except KeyboardInterrupt:
         _exit_interrupted()
+
+
+@contextmanager
+def _prints_put_aside() -> Generator[None]:
+    _Settings.results = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _Settings.results = None
 
 
 def exit_at_once_on_ctrl_c() -> None:
@@ -100,7 +116,7 @@ def interruptible() -> None:
 def _exit_interrupted() -> NoReturn:
     """End the process now: its other threads may be at work, and would crash a slow farewell."""
     say("Interrupted.")
-    sys.stdout.flush()
+    standard_output().flush()
     os._exit(EXIT_INTERRUPTED)
 
 
@@ -109,9 +125,19 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def standard_output() -> TextIO:
+    """Return where results go, whatever `sys.stdout` is while a command runs."""
+    return _Settings.results or sys.stdout
+
+
+def print_line(text: str) -> None:
+    """Print a line, or several, of a result."""
+    print(text, file=standard_output(), flush=True)
+
+
 def print_json(result: Any) -> None:
     """Print a result as one JSON object."""
-    print(json.dumps(result), flush=True)
+    print_line(json.dumps(result))
 
 
 def print_table(header: list[str], rows: list[list[str]], left: int = 1) -> None:
@@ -122,7 +148,7 @@ def print_table(header: list[str], rows: list[list[str]], left: int = 1) -> None
             cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        print("  ".join(cells).rstrip())
+        print_line("  ".join(cells).rstrip())
 
 
 def console_progress() -> Progress:

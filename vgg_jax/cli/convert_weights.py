@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import console_progress, interruptible, print_json, user_errors
+from vgg_jax.cli.console import console_progress, interruptible, print_json, print_line, user_errors
 from vgg_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -136,38 +136,38 @@ def convert_weights(
 
 def _report(result: ConvertResult) -> None:
     done = "Wrote" if result.written else "Already there, identical:"
-    print(f"{done} {result.folder}")
+    print_line(f"{done} {result.folder}")
     what = {"": "", "top": " with top"}.get(result.head, f" with the head {result.head}")
-    print(
+    print_line(
         f"VGG16 of width {result.width:g}{what}: {result.layers} layers, {result.parameters:,}"
         f" parameters, digest {result.digest[:12]}"
     )
     published = f", the published file {result.published}" if result.published else ""
-    print(
+    print_line(
         f"from {result.source} ({result.layout}{published}), SHA-256 {result.sha256[:12]},"
         f" preprocessing {result.preprocessing}"
     )
-    print("\n".join(result.proof.summary_lines()))
+    print_line("\n".join(result.proof.summary_lines()))
     if result.class_names:
-        print(f"Classes: {', '.join(result.class_names)}")
+        print_line(f"Classes: {', '.join(result.class_names)}")
         for text in result.assumed:
-            print(f"Assumed, since the file does not say: {text}")
-        print(f"Try it: vgg-jax predict {result.folder} PICTURE…")
+            print_line(f"Assumed, since the file does not say: {text}")
+        print_line(f"Try it: vgg-jax predict {result.folder} PICTURE…")
 
 
 def _report_verified(result: VerifyResult) -> None:
-    print(
+    print_line(
         f"{result.folder}: {result.arrays} arrays match their checksums, digest"
         f" {result.digest[:12]}"
     )
     if result.proof is None:
-        print(
+        print_line(
             "Not proven again: the file that they were converted from is not where it was. Name it:"
             f" vgg-jax convert-weights FILE --verify {result.folder}"
         )
     else:
-        print(f"Proven again from {result.source}")
-        print("\n".join(result.proof.summary_lines()))
+        print_line(f"Proven again from {result.source}")
+        print_line("\n".join(result.proof.summary_lines()))
 
 
 def _refuse_beside_verify(options: Mapping[str, object]) -> None:

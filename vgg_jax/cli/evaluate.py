@@ -13,6 +13,7 @@ from vgg_jax.cli.console import (
     WeightsOption,
     console_progress,
     print_json,
+    print_line,
     print_table,
     user_errors,
 )
@@ -66,7 +67,7 @@ def evaluate(
 
 def _report(result: Evaluation) -> None:
     ranks = "".join(f", top {k} {share:.3f}" for k, share in result.top_k.items() if k > 1)
-    print(
+    print_line(
         f"loss {result.loss:.4f}, accuracy {result.accuracy:.3f}{ranks}, {result.examples} images\n"
     )
     print_table(
@@ -76,7 +77,7 @@ def _report(result: Evaluation) -> None:
             for name, c in result.classes.items()
         ],
     )
-    print("\nconfusion matrix (rows: true, columns: predicted)")
+    print_line("\nconfusion matrix (rows: true, columns: predicted)")
     numbers = [str(i) for i in range(1, len(result.classes) + 1)]
     print_table(
         ["", *numbers],

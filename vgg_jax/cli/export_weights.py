@@ -14,6 +14,7 @@ from vgg_jax.cli.console import (
     console_progress,
     interruptible,
     print_json,
+    print_line,
     user_errors,
 )
 
@@ -59,14 +60,14 @@ def _report(result: ExportResult) -> None:
     what = {"": "Backbone", "top": "Backbone with top"}.get(
         result.head, f"Classifier with head {result.head}"
     )
-    print(f"Wrote {result.file}, {result.size / 1e6:,.1f} MB, SHA-256 {result.sha256}")
+    print_line(f"Wrote {result.file}, {result.size / 1e6:,.1f} MB, SHA-256 {result.sha256}")
     epoch = "" if result.epoch is None else f", of epoch {result.epoch}"
-    print(f"{what} of width {result.width:g}{epoch}: {result.parameters:,} parameters")
+    print_line(f"{what} of width {result.width:g}{epoch}: {result.parameters:,} parameters")
     if result.class_names:
         more = len(result.class_names) - _CLASSES_SHOWN
         shown = ", ".join(result.class_names[:_CLASSES_SHOWN])
-        print(f"Classes: {shown}{f' and {more} more' if more > 0 else ''}")
+        print_line(f"Classes: {shown}{f' and {more} more' if more > 0 else ''}")
     size = f", {result.image_size} x {result.image_size}" if result.image_size else ""
-    print(f"Input: {result.input}{size}")
-    print("\nTo use it:\n")
-    print(textwrap.indent(result.code, "    "))
+    print_line(f"Input: {result.input}{size}")
+    print_line("\nTo use it:\n")
+    print_line(textwrap.indent(result.code, "    "))

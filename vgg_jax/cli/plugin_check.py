@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import EXIT_FAILED, print_json, user_errors
+from vgg_jax.cli.console import EXIT_FAILED, print_json, print_line, user_errors
 
 
 def check(
@@ -37,12 +37,12 @@ def check(
             for finding in report.findings:
                 status = "FAILED" if finding.status == "failed" else finding.status
                 reason = f": {finding.seen}" if finding.status == "does not apply" else ""
-                print(f"{finding.rule.name:{width}}  {status}{reason}")
+                print_line(f"{finding.rule.name:{width}}  {status}{reason}")
                 if finding.status == "failed":
                     for text in (finding.rule.what, f"Seen: {finding.seen}", finding.rule.why):
-                        print(textwrap.indent(textwrap.fill(text, 90), " " * (width + 4)))
+                        print_line(textwrap.indent(textwrap.fill(text, 90), " " * (width + 4)))
             count = len(report.failures)
-            print(
+            print_line(
                 f"\n{report.subject} breaks {count} rule{'s' if count > 1 else ''} of the contract."
                 if failed
                 else f"\n{report.subject} keeps the contract."

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import print_json, user_errors
+from vgg_jax.cli.console import print_json, print_line, user_errors
 
 
 def new(
@@ -32,9 +32,9 @@ def new(
             print_json(made.as_dict())
             return
         flag = "--head" if kind == "head" else "--augment"
-        print(f"{made.folder} is a package with the {kind} {made.name}. Next:\n")
-        print(f'  pip install --editable "{made.folder}[test]"')
-        print(f"  pytest {made.folder}")
-        print(f"  vgg-jax plugins check {made.name}")
-        print(f"  vgg-jax train {flag} {made.name}\n")
-        print(f"What it does is in {made.folder / 'src' / made.module / '__init__.py'}.")
+        print_line(f"{made.folder} is a package with the {kind} {made.name}. Next:\n")
+        print_line(f'  pip install --editable "{made.folder}[test]"')
+        print_line(f"  pytest {made.folder}")
+        print_line(f"  vgg-jax plugins check {made.name}")
+        print_line(f"  vgg-jax train {flag} {made.name}\n")
+        print_line(f"What it does is in {made.folder / 'src' / made.module / '__init__.py'}.")

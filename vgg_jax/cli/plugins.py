@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vgg_jax.cli.console import print_json, print_table, say, user_errors
+from vgg_jax.cli.console import print_json, print_line, print_table, say, user_errors
 from vgg_jax.cli.plugin_check import check
 from vgg_jax.cli.plugin_new import new
 from vgg_jax.errors import ConfigError
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.plugin_packages import plugin_packages
 from vgg_jax.plugins import OWN_PACKAGE, Plugin, list_plugins
 
@@ -87,7 +88,6 @@ def show(
     with user_errors():
         if (preview is None) != (out is None):
             raise ConfigError("--preview IMAGE and --out FILE.png belong together; give both.")
-        from vgg_jax.plugins import parse_choice
         from vgg_jax.workflows.describe_plugin import describe_plugin
 
         choice = parse_choice(ref)
@@ -103,7 +103,7 @@ def show(
             return
         _report(described)
         if out is not None:
-            print(f"\nThe original and {views} views: {out}")
+            print_line(f"\nThe original and {views} views: {out}")
 
 
 def _entry(plugin: Plugin, summaries: Mapping[str, str], probe: Probe | None) -> dict[str, Any]:
@@ -124,14 +124,14 @@ def _remark(row: Mapping[str, Any]) -> str:
 def _report(described: PluginDescription) -> None:
     plugin = described.plugin
     origin = plugin.package if plugin.is_local else f"{plugin.package} {plugin.version}"
-    print(f"{plugin.name}: {described.kind}, of {origin}\n")
-    print(described.purpose or "It has no docstring.")
+    print_line(f"{plugin.name}: {described.kind}, of {origin}\n")
+    print_line(described.purpose or "It has no docstring.")
     if described.stands_for:
-        print("\nIt stands for:")
+        print_line("\nIt stands for:")
         for choice in described.stands_for:
-            print(f"  --augment {choice}")
-    print("\nOptions:" if described.options else "\nIt has no options.")
+            print_line(f"  --augment {choice}")
+    print_line("\nOptions:" if described.options else "\nIt has no options.")
     for option in described.options:
         must = "must be given" if option.default is None else f"default {option.default}"
-        print(f"  {option.name}: {option.type}, {must}")
-        print(textwrap.indent(textwrap.fill(option.meaning or "Not documented.", 90), " " * 6))
+        print_line(f"  {option.name}: {option.type}, {must}")
+        print_line(textwrap.indent(textwrap.fill(option.meaning or "Not documented.", 90), " " * 6))

@@ -14,7 +14,9 @@ from vgg_jax.cli.console import (
     LocalCodeOption,
     console_progress,
     print_json,
+    print_line,
     say,
+    standard_output,
     user_errors,
 )
 from vgg_jax.errors import ConfigError, RunError
@@ -78,7 +80,7 @@ def predict(
             print_json({"predictions": [result.as_dict(top) for result in results]})
             failed = any(result.error for result in results)
         else:
-            writer = csv.writer(sys.stdout, lineterminator="\n") if as_csv else None
+            writer = csv.writer(standard_output(), lineterminator="\n") if as_csv else None
             columns: list[str] = []
             for result in predictions:
                 if result.error:
@@ -126,4 +128,4 @@ def _expand(paths: list[str]) -> list[str]:
 
 def _report(result: Prediction, top: int) -> None:
     shares = [f"{name} {share:.3f}" for name, share in list(result.probabilities.items())[:top]]
-    print(f"{result.path}: {', '.join(shares)}", flush=True)
+    print_line(f"{result.path}: {', '.join(shares)}")

@@ -12,6 +12,7 @@ from vgg_jax.cli.console import (
     WeightsOption,
     console_progress,
     print_json,
+    print_line,
     print_table,
     say,
     user_errors,
@@ -82,29 +83,29 @@ def show(
             return
         summary = described.summary
         detail = f" ({summary.detail})" if summary.detail else ""
-        print(f"{run}: {summary.state}{detail}, {format_bytes(summary.bytes)}")
+        print_line(f"{run}: {summary.state}{detail}, {format_bytes(summary.bytes)}")
         for name, value in described.config.items():
-            print(f"  {name} = {value!r}")
-        print(f"  classes = {', '.join(described.record['class_names'])}")
+            print_line(f"  {name} = {value!r}")
+        print_line(f"  classes = {', '.join(described.record['class_names'])}")
         for change in described.record["overrides"]:
             changed = ", ".join(
                 f"{name} {one['before']!r} -> {one['after']!r}"
                 for name, one in change["options"].items()
             )
-            print(
+            print_line(
                 f"  overridden in epoch {change['epoch']}, after step {change['step']}: {changed}"
             )
         if described.history:
             best = summary.best
-            print()
+            print_line("")
             print_table(
                 ["epoch", "loss", "accuracy", "validation loss", "accuracy", "seconds", ""],
                 [_epoch_row(metrics, metrics == best) for metrics in described.history],
                 left=0,
             )
-        print(f"\nCheckpoints: {', '.join(described.checkpoints) or 'none'}")
+        print_line(f"\nCheckpoints: {', '.join(described.checkpoints) or 'none'}")
         if summary.state in ("interrupted", "failed"):
-            print(f"Go on with it: vgg-jax train --run {run} --resume")
+            print_line(f"Go on with it: vgg-jax train --run {run} --resume")
 
 
 @runs.command()
@@ -124,7 +125,7 @@ def clean(
             print_json({"deleted": delete, "found": [one.as_dict() for one in found]})
             return
         for one in found:
-            print(f"{one.path}  {one.why}, {format_bytes(one.bytes)}")
+            print_line(f"{one.path}  {one.why}, {format_bytes(one.bytes)}")
         total = format_bytes(sum(one.bytes for one in found))
         if not found:
             say("There is nothing to delete.")
@@ -143,7 +144,7 @@ def pack(
     with user_errors():
         from vgg_jax.workflows.tidy import pack_run
 
-        print(pack_run(run, weights, console_progress()))
+        print_line(str(pack_run(run, weights, console_progress())))
 
 
 def _row(run: RunSummary) -> list[str]:

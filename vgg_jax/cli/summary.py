@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vgg_jax.cli.console import LocalCodeOption, print_json, print_table, user_errors
-from vgg_jax.config import TrainConfig
+from vgg_jax.cli.console import LocalCodeOption, print_json, print_line, print_table, user_errors
+from vgg_jax.config import TrainConfig, built_in_head
 
 if TYPE_CHECKING:
     from vgg_jax.workflows.summary import Summary
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def summary(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Folder of a run.")] = None,
-    head: Annotated[str, typer.Option(help="Without RUN: head plugin.")] = "dense256",
+    head: Annotated[
+        str | None, typer.Option(help="Without RUN: head plugin. [default: dense256]")
+    ] = None,
     train_from: Annotated[str, typer.Option(help="Without RUN: first trained layer.")] = "conv5_1",
     image_size: Annotated[int, typer.Option(help="Without RUN: side in pixels.")] = 224,
     classes: Annotated[int, typer.Option(help="Without RUN: number of classes.", min=2)] = 5,
@@ -30,7 +32,9 @@ def summary(
 ) -> None:
     """Show the layers: output shape, parameters, trained or frozen, multiply-adds of one image."""
     with user_errors():
-        config = TrainConfig(head=head, train_from=train_from, image_size=image_size)
+        config = TrainConfig(
+            head=head or built_in_head(), train_from=train_from, image_size=image_size
+        )
         from vgg_jax.workflows.summary import summarise, summarise_run
 
         result = (
@@ -61,13 +65,13 @@ def _report(result: Summary) -> None:
         ],
         left=3,
     )
-    print(
+    print_line(
         f"\n{result.parameters:,} parameters, of which {result.trained_parameters:,} are trained "
         f"({result.trained_parameters / result.parameters:.1%})."
     )
     if any(row.multiply_adds is None for row in result.layers):
-        print("The head's layers that are not dense are left out of the multiply-adds.")
-    print(
+        print_line("The head's layers that are not dense are left out of the multiply-adds.")
+    print_line(
         f"{result.multiply_adds:,} multiply-adds for an image of {result.image_size} x"
         f" {result.image_size}, of which {result.trained_multiply_adds:,} are in trained layers"
         f" ({result.trained_multiply_adds / result.multiply_adds:.1%})."

@@ -12,6 +12,7 @@ from vgg_jax.cli.console import (
     console_progress,
     interruptible,
     print_json,
+    print_line,
     tell_failed_writes_once,
     user_errors,
 )
@@ -160,8 +161,8 @@ def train(
             print_json(result.as_dict())
             return
         best = result.best
-        print(
+        print_line(
             f"Best epoch {best.epoch} of {result.history[-1].epoch}: validation accuracy"
             f" {best.validation_accuracy:.3f}, loss {best.validation_loss:.4f}"
         )
-        print(f"Run: {result.path}")
+        print_line(f"Run: {result.path}")

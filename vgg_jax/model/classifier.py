@@ -13,7 +13,8 @@ from flax import nnx
 from vgg_jax.errors import PluginError, VggJaxError, cause_of
 from vgg_jax.layers import HEAD
 from vgg_jax.model.vgg16 import VGG16
-from vgg_jax.plugins import PluginChoice, build, find_plugin
+from vgg_jax.plugin_choices import PluginChoice
+from vgg_jax.plugins import build, find_plugin
 
 Parameters = dict[str, jax.Array]  # {path: array}; paths as in `vgg_jax.model.freezing`
 

@@ -16,6 +16,7 @@ from flax import nnx
 
 from vgg_jax.model.classifier import Classifier, Functional, Parameters, make_functional
 from vgg_jax.model.vgg16 import VGG16
+from vgg_jax.plugins import KEYWORDS
 from vgg_jax.testing.options import look_at_options
 from vgg_jax.testing.report import Examination, Report
 
@@ -48,7 +49,7 @@ def examine_head(factory: Any, **options: Any) -> Report:
         def build(**given: Any) -> Any:
             return _build(factory, _SHAPES[0], {**options, **given})
 
-        look_at_options(examination, factory, ("rngs",), 2, build)
+        look_at_options(examination, factory, KEYWORDS["head"], 2, build)
     return examination.report(getattr(factory, "__name__", repr(factory)))
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-import sys
 from typing import Any
 
 from vgg_jax.contract import Augmentation
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.plugin_options import as_python, check_options, option_types
-from vgg_jax.plugins import Kind, Plugin, find_of_any_kind, parse_choice
+from vgg_jax.plugins import KEYWORDS, Kind, Plugin, find_of_any_kind
 from vgg_jax.testing.augmentations import examine_augmentation
 from vgg_jax.testing.heads import examine_head
 from vgg_jax.testing.probe import Probe, probe_plugins
@@ -48,19 +47,18 @@ def check_plugin(ref: str, kind: Kind | None = None, *, fixed: bool = False) -> 
     report = examination.report(plugin.name)
     if report.failures and probe.error:
         return report
-    with contextlib.redirect_stdout(sys.stderr):  # what it prints is no part of the result
-        factory = plugin.load()
+    factory = plugin.load()
     if not callable(factory):
         kind_found = type(factory).__name__
         examination.look("can-be-built", lambda: f"it is a {kind_found}, not a class or function")
         return examination.report(plugin.name)
-    in_head = not _is_augmentation(plugin, factory)
-    check_options(plugin.name, factory, choice.options, reserved=("rngs",) if in_head else ())
+    kind = "augmentation" if _is_augmentation(plugin, factory) else "head"
+    check_options(plugin.name, factory, choice.options, KEYWORDS[kind])
     types = option_types(factory)
     options: dict[str, Any] = {
         name: as_python(value, types[name]) for name, value in choice.options.items()
     }
-    if _is_augmentation(plugin, factory):
+    if kind == "augmentation":
         found = examine_augmentation(factory, fixed=fixed, **options)
     else:
         found = examine_head(factory, **options)

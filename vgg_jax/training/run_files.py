@@ -17,7 +17,7 @@ import tomli_w
 
 from vgg_jax.config import ResolvedConfig, read_toml
 from vgg_jax.errors import RunError, TrainingInterrupted, VggJaxError, cause_of
-from vgg_jax.progress import EpochMetrics
+from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.run_lock import RunLock
 from vgg_jax.training.run_plugins import as_used, as_written, check_plugins
 
@@ -38,8 +38,9 @@ class RunRecord:
         weights_digest: Of its arrays; a backbone with another digest is refused.
         examples: Number of examples by split.
         packages: Versions of the packages in use when the run was made.
-        plugins: The plugins in use: kind, name, package, version, contract, options; of one in a
-            file also the file's copy in the run and its SHA-256.
+        plugins: The plugins in use: kind, name, package, version, contract, options with their
+            defaults; of a preset also what it stands for; of one in a file also the file's copy in
+            the run and its SHA-256.
         converted_from: Name of the weight file that the run was converted from; None if it was
             trained here.
         overrides: What was changed on a resume: epoch, step, and old and new options.
@@ -91,18 +92,28 @@ class RunFiles:
         """Write the configuration, resolved, as TOML."""
         self._write(CONFIG_FILE, tomli_w.dumps(as_written(config).as_toml_values()))
 
+    def change_config(self, **values: Any) -> None:
+        """Write some values of the configuration anew; the others stay as they were written."""
+        written = read_toml(self.path / CONFIG_FILE)
+        self._write(CONFIG_FILE, tomli_w.dumps(written | values))
+
     def write_record(self, record: RunRecord) -> None:
         """Write `run.json`."""
         self._write(RECORD_FILE, json.dumps(dataclasses.asdict(record), indent=2) + "\n")
 
     def read_config(
-        self, *, training: bool = False, allow_local_code: bool = False
+        self,
+        *,
+        training: bool = False,
+        allow_local_code: bool = False,
+        progress: Progress | None = None,
     ) -> ResolvedConfig:
         """Read the configuration, and check that the plugins it names are here.
 
         Args:
             training: Whether the augmentations are needed too.
             allow_local_code: Whether code of files that the run carries may be run.
+            progress: Told of plugins whose defaults have changed; silent by default.
 
         Raises:
             RunError: If this is no run, or its plugins cannot be used.
@@ -113,7 +124,7 @@ class RunFiles:
         check_plugins(
             config, self.path, plugins, training=training, allow_local_code=allow_local_code
         )
-        return as_used(config, self.path, plugins)
+        return as_used(config, self.path, plugins, training=training, progress=progress)
 
     def read_record(self) -> RunRecord:
         """Read `run.json`.

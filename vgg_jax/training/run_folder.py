@@ -8,11 +8,11 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vgg_jax.config import ResolvedConfig, TrainConfig
 from vgg_jax.errors import RunError
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_files import (
@@ -83,6 +83,19 @@ class RunFolder(RunFiles):
             raise self.not_written(error) from error
         self.write_config(config)
         self.write_record(record)
+
+    def exchange_plugins(self, record: RunRecord, config: ResolvedConfig) -> list[dict[str, Any]]:
+        """Return the plugins of `record` with the augmentations of `config` for those it had.
+
+        Raises:
+            RunError: If the files of such augmentations cannot be copied into the run.
+        """
+        try:
+            copy_local_plugins(config, self.path)
+        except OSError as error:
+            raise self.not_written(error) from error
+        heads = [plugin for plugin in record.plugins if plugin["kind"] == "head"]
+        return heads + [each for each in record_plugins(config) if each["kind"] != "head"]
 
     def refuse_existing(self) -> None:
         """Raise `RunError` if the folder is in the way of a new run.

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import PluginError, RunError
+from vgg_jax.plugin_choices import PluginChoice, parse_choice
 from vgg_jax.plugin_packages import canonical_package
-from vgg_jax.plugins import (
-    OWN_PACKAGE,
-    Kind,
-    Plugin,
-    PluginChoice,
-    find_plugin,
-    list_plugins,
-    parse_choice,
-)
+from vgg_jax.plugins import OWN_PACKAGE, Kind, Plugin, find_plugin, list_plugins
+from vgg_jax.progress import Progress
+from vgg_jax.training.run_options import kept_choices, record_options
 
 FOLDER = "plugins"  # of copied files, in the run
 
@@ -36,23 +32,18 @@ def record_plugins(config: TrainConfig) -> list[dict[str, Any]]:
             "package": plugin.package,
             "version": plugin.version,
             "contract": plugin.contract,
-            "options": dict(choice.options),
         }
+        | record_options(plugin, choice)
         | ({"file": _copied(plugin), "sha256": plugin.sha256} if plugin.is_local else {})
         for plugin, choice in _plugins(config)
     ]
 
 
-def local_plugins(config: TrainConfig) -> list[Plugin]:
-    """Return those plugins of a configuration that no package holds."""
-    return [plugin for plugin, _ in _plugins(config) if plugin.is_local]
-
-
 def copy_local_plugins(config: TrainConfig, run: Path) -> None:
     """Copy the files of plugins that no package holds into the run; OSError if that fails."""
-    for plugin in local_plugins(config):
+    for plugin, _ in _plugins(config):
         target = run / _copied(plugin)
-        if not target.exists():
+        if plugin.is_local and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(plugin.package, target)
 
@@ -67,11 +58,28 @@ def as_written(config: _Config) -> _Config:
     return _with_refs(config, change)
 
 
-def as_used(config: _Config, run: Path, records: Records) -> _Config:
-    """Return a run's configuration whose names stand for the plugins that the run had.
+def as_used(
+    config: _Config,
+    run: Path,
+    records: Records,
+    *,
+    training: bool,
+    progress: Progress | None = None,
+) -> _Config:
+    """Return a run's configuration, changed to stand for the very plugins that the run had.
 
     Files are the run's own copies; a name that other packages claim by now has its package before
-    it.
+    it; options whose defaults are others by now are given, see `kept_choices`.
+
+    Args:
+        config: As written.
+        run: The run's folder.
+        records: Its plugins, as `record_plugins` described them.
+        training: Whether the augmentations are needed too.
+        progress: Told of options whose defaults are others by now; silent by default.
+
+    Raises:
+        RunError: If the options that the run had cannot be given any more.
     """
 
     def change(kind: Kind, choice: PluginChoice) -> str:
@@ -81,7 +89,16 @@ def as_used(config: _Config, run: Path, records: Records) -> _Config:
         packages = [r["package"] for r in records if (r["kind"], r["name"]) == (kind, choice.ref)]
         return f"{packages[0]}/{choice.ref}" if len(claims) > 1 and packages else choice.ref
 
-    return _with_refs(config, change)
+    def kept(kind: Kind, texts: Sequence[str]) -> tuple[str, ...]:
+        recorded = [record for record in records if record["kind"] == kind]
+        pairs = itertools.zip_longest(texts, recorded[: len(texts)])
+        found = [kept_choices(text, record, run, progress) for text, record in pairs]
+        return tuple(itertools.chain.from_iterable(found))
+
+    config = _with_refs(config, change)
+    (head,) = kept("head", [config.head])
+    augment = kept("augmentation", config.augment) if training else config.augment
+    return dataclasses.replace(config, head=head, augment=augment)
 
 
 def check_plugins(

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax.config import Interpolation, LossName, TrainConfig
+from vgg_jax.config import Interpolation, LossName, TrainConfig, built_in_head
 from vgg_jax.errors import ConfigError, RunError
 from vgg_jax.layers import BASE_CHANNELS, HEAD
 from vgg_jax.model.imagenet_classes import class_names as known_class_names
@@ -168,7 +168,7 @@ def _write_run(
     config = TrainConfig(
         data=weights.path,
         weights=str(backbone),
-        head="dense256" if "hidden" in weights.head else "linear",
+        head=built_in_head("dense256" if "hidden" in weights.head else "linear"),
         train_from=HEAD,
         loss=classifier.loss,
         image_size=classifier.image_size,

@@ -7,13 +7,12 @@ import inspect
 from typing import Any
 
 from vgg_jax import plugins
-from vgg_jax.augment.chain import build_augmentations
+from vgg_jax.augment.chain import as_choice, build_augmentations
 from vgg_jax.contract import Augmentation
 from vgg_jax.errors import OptionError
+from vgg_jax.plugin_choices import PluginChoice
 from vgg_jax.plugin_options import Option, describe_options, describe_purpose
-from vgg_jax.plugins import Kind, Plugin, PluginChoice
-
-HEAD_KEYWORDS = ("rngs",)  # what the contract passes to a head
+from vgg_jax.plugins import KEYWORDS, Kind, Plugin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +55,11 @@ def describe_plugin(ref: str, kind: Kind | None = None) -> PluginDescription:
     if plugin.is_local and inspect.isclass(factory) and issubclass(factory, Augmentation):
         plugin = dataclasses.replace(plugin, kind="augmentation")
     purpose = describe_purpose(factory)
+    options = describe_options(factory, KEYWORDS[plugin.kind])
     if plugin.kind == "head":
-        return PluginDescription(plugin, "head", purpose, describe_options(factory, HEAD_KEYWORDS))
+        return PluginDescription(plugin, "head", purpose, options)
     what, stands_for = _what(ref, factory)
-    return PluginDescription(plugin, what, purpose, describe_options(factory), stands_for)
+    return PluginDescription(plugin, what, purpose, options, stands_for)
 
 
 def _what(ref: str, factory: Any) -> tuple[str, tuple[str, ...]]:
@@ -75,15 +75,8 @@ def _what(ref: str, factory: Any) -> tuple[str, tuple[str, ...]]:
 
 
 def _written(augmentation: Augmentation) -> str:
-    """Return an augmentation in the form a user types, with every option."""
-    kind = type(augmentation)
-    target = f"{kind.__module__}:{kind.__qualname__}"
-    names = [p.name for p in plugins.list_plugins("augmentation") if p.target == target]
-    options = {
-        field.name: getattr(augmentation, field.name)
-        for field in dataclasses.fields(augmentation)  # pyright: ignore[reportArgumentType]
-    }
-    return str(PluginChoice(names[0] if names else kind.__name__, options))
+    choice = as_choice(augmentation)
+    return str(dataclasses.replace(choice, ref=choice.ref.rpartition("/")[2]))
 
 
 _CONTRACT = Augmentation.__module__

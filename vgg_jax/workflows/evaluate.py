@@ -15,7 +15,7 @@ from vgg_jax.data.examples import DataSet, Split
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import ConfigError, DataError
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Which
 from vgg_jax.training.losses import example_losses, probabilities, share_losses
@@ -23,6 +23,7 @@ from vgg_jax.training.metrics import Evaluation, evaluation
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import Batch, data_mesh, example_keys
 from vgg_jax.training.validation import evaluate_batches
+from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.feed import absolute_data, plain_batches
 from vgg_jax.workflows.load import load_classifier
 
@@ -69,7 +70,8 @@ def evaluate(
     progress = progress or Progress()
     folder = RunFolder(Path(run))
     record = folder.read_record()
-    config = folder.read_config(allow_local_code=allow_local_code)
+    config = folder.read_config(allow_local_code=allow_local_code, progress=progress)
+    announce_code(progress, "augmentation", map(parse_choice, augment))
     chain = _chain(augment, views, config)
     if data is None and record.converted_from:
         raise DataError(

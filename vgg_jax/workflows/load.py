@@ -22,7 +22,7 @@ from vgg_jax.model.classifier import (
 from vgg_jax.model.heads import VGGTop
 from vgg_jax.model.imagenet_classes import class_names
 from vgg_jax.model.vgg16 import VGG16
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Which
 from vgg_jax.training.run_folder import RunFolder
@@ -58,7 +58,8 @@ def load_classifier(
         checkpoint: `best`, by validation accuracy, or `latest`.
         weights: Where the backbone is, if it is no longer where the run found it.
         allow_local_code: Whether a head in a file that the run carries may be run.
-        progress: Told where the backbone was found, if it was moved; silent by default.
+        progress: Told if the head's defaults have changed or the backbone was moved; silent by
+            default.
 
     Raises:
         RunError: If the folder is no run, has no checkpoint, was damaged, or has a head that is not
@@ -67,7 +68,7 @@ def load_classifier(
     """
     folder = RunFolder(Path(run))
     record = folder.read_record()
-    config = folder.read_config(allow_local_code=allow_local_code)
+    config = folder.read_config(allow_local_code=allow_local_code, progress=progress)
     epoch = folder.checkpoints.find(checkpoint)
     restored = folder.checkpoints.restore(epoch)
     folder.checkpoints.close()

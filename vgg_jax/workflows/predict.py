@@ -71,7 +71,7 @@ def predict(
         weights: Without a run, weights with top, such as `imagenet-top`. With a run, where its
             backbone is, if it is no longer where the run found it.
         allow_local_code: Whether a head in a file that the run carries may be run.
-        progress: Told of a download; silent by default.
+        progress: Receives what happens; silent by default.
 
     Raises:
         ConfigError: If there is neither a run nor weights, or a checkpoint without a run.
@@ -93,6 +93,7 @@ def predict(
             checkpoint=checkpoint or "best",
             weights=weights,
             allow_local_code=allow_local_code,
+            progress=progress,
         )
     return _predict(classifier, first, pictures)
 

@@ -19,8 +19,10 @@ from vgg_jax.data.pipeline import Batch, batches
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import ConfigError, DataError
-from vgg_jax.plugins import PluginChoice
+from vgg_jax.plugin_choices import PluginChoice
+from vgg_jax.progress import Progress
 from vgg_jax.training.steps import example_keys, mixing_key
+from vgg_jax.workflows.announce import announce_code
 
 _GAP, _HEADING = 4, 14  # pixels
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
@@ -74,6 +76,7 @@ def preview_data(
     interpolation: Interpolation = "bilinear",
     fill: Fill = "nearest",
     fill_value: float = 0.0,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Return training pictures, of different classes where there are some, and versions of them.
 
@@ -90,6 +93,7 @@ def preview_data(
         interpolation: How.
         fill: What lies beyond the edges.
         fill_value: The grey of `fill="constant"`, in [0, 1].
+        progress: Receives what happens; silent by default.
 
     Returns:
         uint8 `[pictures, 1 + views, S, S, 3]`, the originals first.
@@ -99,6 +103,7 @@ def preview_data(
     """
     if not choices:
         raise ConfigError("There is nothing to show: name an augmentation with --augment.")
+    announce_code(progress or Progress(), "augmentation", choices)
     chain = build_chain(choices, fill=fill, fill_value=fill_value)
     dataset = open_data(data, demo_folder=demo_folder, seed=seed, needed=("train",))
     examples = dataset.splits["train"]

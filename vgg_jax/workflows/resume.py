@@ -10,6 +10,7 @@ from typing import Any
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet
 from vgg_jax.errors import ConfigError, DataError
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored
 from vgg_jax.training.interruption import Interruption
@@ -17,6 +18,7 @@ from vgg_jax.training.position import Position
 from vgg_jax.training.run_files import RunRecord
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.run_plugins import as_used, as_written
+from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.backbone import open_run_backbone
 from vgg_jax.workflows.feed import absolute_data, open_training_data
 from vgg_jax.workflows.load import build_functional
@@ -54,7 +56,7 @@ def resume_training(
         raise ConfigError("--resume needs --run, the folder of the run to go on with.")
     run = RunFolder(Path(options["run"]).expanduser())
     record = run.read_record()
-    config = run.read_config(training=True, allow_local_code=allow_local_code)
+    config = run.read_config(training=True, allow_local_code=allow_local_code, progress=progress)
     if record.converted_from:
         raise ConfigError(
             f"{run.path} was converted from {record.converted_from}, not trained here, so there is"
@@ -62,6 +64,7 @@ def resume_training(
         )
     changes = _changes(run, record, config, options)
     _refuse(config, changes, override=override)
+    announce_code(progress, "augmentation", map(parse_choice, changes.get("augment", ())))
     with run.locked(progress.note):
         restored = run.checkpoints.restore_to_go_on(progress.warn)
         position = restored.position if restored else Position()
@@ -80,8 +83,12 @@ def resume_training(
         if restored is not None:
             session.restore(restored, parameters)
         if changes.keys() - _MAY_CHANGE or data.counts != record.examples:
-            run.write_record(_with_override(record, position, before, changes, data))
-        run.write_config(config)
+            record = _with_override(record, position, before, changes, data)
+            if "augment" in changes:
+                record = dataclasses.replace(record, plugins=run.exchange_plugins(record, config))
+                changes["augment"] = as_written(config).augment
+            run.write_record(record)
+        run.change_config(**changes)
         progress.note(_where(run, restored))
         session.fit(data, run, position, progress, interruption)
         return Run(run.path, run.read_metrics())
@@ -95,12 +102,15 @@ def _changes(
     if "data" in given:
         given["data"] = absolute_data(given["data"])
     wanted = ResolvedConfig.from_values({**config.as_toml_values(), **given})
-    wanted = as_used(as_written(wanted), run.path, record.plugins)
-    return {
+    wanted = as_used(as_written(wanted), run.path, record.plugins, training=True)
+    changes = {
         name: getattr(wanted, name)
         for name in sorted(given.keys() - {"run", "weights"})
         if getattr(wanted, name) != getattr(config, name)
     }
+    if "augment" in changes:
+        changes["augment"] = tuple(given["augment"])  # whose files the run has no copies of
+    return changes
 
 
 def _refuse(config: ResolvedConfig, changes: Mapping[str, Any], *, override: bool) -> None:

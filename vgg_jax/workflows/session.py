@@ -13,7 +13,7 @@ from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet
 from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored, fill_leaves
 from vgg_jax.training.epoch import Feed, Limits

@@ -16,7 +16,7 @@ from vgg_jax.layers import LAYERS, keras_name
 from vgg_jax.model.classifier import Classifier, build_classifier, make_functional
 from vgg_jax.model.freezing import label_parameters
 from vgg_jax.model.vgg16 import VGG16
-from vgg_jax.plugins import parse_choice
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.workflows.backbone import open_run_backbone
 

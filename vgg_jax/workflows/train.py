@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vgg_jax.config import TrainConfig
+from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder, claim_run_path, new_record
-from vgg_jax.training.run_plugins import local_plugins
+from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.backbone import open_backbone
 from vgg_jax.workflows.feed import absolute_data, open_training_data
 from vgg_jax.workflows.load import build_functional
@@ -63,8 +64,8 @@ def run_training(
     resolved = config.resolved()
     if resolved.run:
         RunFolder(Path(resolved.run).expanduser()).refuse_existing()
-    for plugin in local_plugins(resolved):
-        progress.note(f"Running the code of the {plugin.kind} {plugin.name} in {plugin.package}.")
+    announce_code(progress, "head", [parse_choice(resolved.head)])
+    announce_code(progress, "augmentation", map(parse_choice, resolved.augment))
     chain = chain_of(resolved)
     data = open_training_data(resolved, progress)
     opened = open_backbone(resolved.weights, progress)
