@@ -16,7 +16,7 @@ import pytest
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import TrainingInterrupted
 from vgg_jax.progress import EpochMetrics, Progress
-from vgg_jax.training.checkpoints import Checkpoints
+from vgg_jax.training.checkpoints import Checkpoints, Which
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_files import RunFiles
@@ -60,9 +60,9 @@ def same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
         np.testing.assert_array_equal(value, other[path], err_msg=path)
 
 
-def same_run(one: Path, other: Path) -> None:
+def same_run(one: Path, other: Path, kinds: tuple[Which, ...] = ("latest", "best")) -> None:
     """Compare all that two runs hold, to the byte, but for times."""
-    for which in ("latest", "best"):
+    for which in kinds:
         held = [Checkpoints(run / "checkpoints") for run in (one, other)]
         epochs = [checkpoints.find(which) for checkpoints in held]
         assert epochs[0] == epochs[1]
