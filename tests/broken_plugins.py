@@ -181,6 +181,18 @@ AUGMENTATIONS: dict[str, tuple[str, str, str]] = {
         "same-key-same-output",
         "pixels differ",
     ),
+    "draws elsewhere for large pictures": (
+        pixel(
+            f"image * {UNIFORM} * (np.random.default_rng().random() if image.shape[0] > 99 else 1)"
+        ),
+        "same-key-same-output",
+        "they differ by",
+    ),
+    "halves large pictures": (
+        pixel(f"image[:: 1 + image.shape[0] // 128] * {UNIFORM}"),
+        "keeps-shape",
+        "(64, 128, 3), not (128, 128, 3)",
+    ),
     "loses targets": (
         other(
             "BatchAugmentation",

@@ -34,13 +34,11 @@ class BrokenServer:
     Attributes:
         address: `http://127.0.0.1:<port>`.
         paths: What was asked for; whole addresses where it was used as a proxy.
-        asked: Set once anything was asked for.
     """
 
     def __init__(self, content: bytes) -> None:
         self.content = content
         self.paths: list[str] = []
-        self.asked = threading.Event()
         self.closing = threading.Event()
         self._count = Counter[str]()
         server = self
@@ -76,7 +74,6 @@ class BrokenServer:
         _, behaviour, name = urlsplit(request.path).path.split("/")
         self.paths.append(request.path)
         self._count[behaviour] += 1
-        self.asked.set()
         if behaviour.endswith("-once"):
             behaviour = behaviour.removesuffix("-once") if self._count[behaviour] == 1 else "good"
         content, declared = self.content, len(self.content)

@@ -6,6 +6,7 @@ import importlib
 import os
 from pathlib import Path
 
+import compiled_programs
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,15 @@ from vgg_jax.workflows.train import Run, train
 
 CLASSES = ("dots", "rings", "stripes")
 SPLIT_SIZES = {"train": 7, "validation": 3, "test": 3}  # of each class
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled programs beside what pytest keeps itself, for this session and the next."""
+    if (cache := getattr(config, "cache", None)) is not None:
+        folder = cache.mkdir("compiled")
+        if not hasattr(config, "workerinput"):  # workers start when this is done
+            compiled_programs.forget_if_large(folder)
+        compiled_programs.keep(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

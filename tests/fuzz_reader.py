@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PATIENCE_SECONDS = 20  # of waiting, before a reader counts as hanging
+PATIENCE_SECONDS = 60  # of waiting, before a reader counts as hanging
 _MOST_OUTPUT = 1 << 24
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_steps import EPOCH, copied, make_batch, prepare
+from test_steps import EPOCH, copied, make_batch, prepare, steps_on_devices
 
 from vgg_jax.augment.chain import Chain
 from vgg_jax.augment.pixel import Brightness
@@ -128,34 +124,12 @@ def test_losses_take_soft_targets(name, smoothing):
 
 
 def test_two_devices_mix_as_one_does():
-    code = """
-import numpy as np, jax, jax.numpy as jnp
+    one, two = steps_on_devices("""
 from test_batch_augmentations import Blend
-from test_steps import EPOCH, make_batch, prepare
 from vgg_jax.augment.chain import Chain
-from vgg_jax.training.steps import Totals, data_mesh, put_batch, replicate
-mesh = data_mesh()
 steps, state, frozen = prepare(augment=Chain((Blend(),)))
-state, totals, frozen = (replicate(mesh, x) for x in (state, Totals.start(), frozen))
-state, totals = steps.train(state, totals, frozen, put_batch(mesh, make_batch(7, 8)), EPOCH)
-print(jax.device_count(), float(totals.loss), int(totals.examples))
-"""
-    found = []
-    for count in (1, 2):
-        environment = {
-            **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
-            "PYTHONPATH": str(Path(__file__).parent),
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        found.append(done.stdout.split())
-    assert [row[0] for row in found] == ["1", "2"]
-    assert float(found[0][1]) == pytest.approx(float(found[1][1]), rel=1e-5)
-    assert found[0][2] == found[1][2] == "7"
+batch = make_batch(7, 8)
+""")
+    assert (one[0], two[0]) == (1, 2)
+    assert one[1] == pytest.approx(two[1], rel=1e-5)
+    assert one[3] == two[3] == 7

@@ -125,11 +125,11 @@ progress.close()
     )
     os.close(slave)
     shown = b""
-    while select.select([master], [], [], 30)[0]:
+    while select.select([master], [], [], 120)[0]:
         try:
             shown += os.read(master, 4096)
         except OSError:  # the terminal is gone with the process
             break
     os.close(master)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=120) == 0
     return re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown.decode())  # without colours and the like

@@ -218,7 +218,7 @@ def is_reader(thread: threading.Thread) -> bool:
 
 
 def assert_no_readers() -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while any(is_reader(thread) for thread in threading.enumerate()):
         assert time.monotonic() < deadline, threading.enumerate()
         time.sleep(0.01)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -208,32 +210,44 @@ def test_keys_depend_on_seed_epoch_content_and_occurrence_alone():
         assert not np.array_equal(jax.random.key_data(other)[0], keys[0])
 
 
-def test_two_devices_take_the_same_step_as_one():
-    code = """
-import sys
-sys.path.insert(0, 'tests')
-import jax, numpy as np
-from test_steps import EPOCH, make_batch, prepare
+def steps_on_devices(code: str) -> list[list[float]]:
+    """Return what a step on one device and on two gives, as a process with two devices prints it.
+
+    Args:
+        code: Gives `steps, state, frozen` and `batch`.
+    """
+    code = f"""
+import jax
+from jax.sharding import AxisType
+from test_steps import EPOCH, copied, make_batch, prepare
 from vgg_jax.training.steps import Totals, data_mesh, put_batch, replicate
-steps, state, frozen = prepare()
-mesh = data_mesh()
-state, totals = steps.train(
-    replicate(mesh, state), replicate(mesh, Totals.start()), replicate(mesh, frozen),
-    put_batch(mesh, make_batch(3, 4)), EPOCH)
-print(jax.device_count(), float(totals.loss), float(abs(state.trained['head/hidden/kernel']).sum()))
+{code}
+one = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+for mesh in (one, data_mesh()):
+    after, totals = steps.train(
+        replicate(mesh, copied(state)), replicate(mesh, Totals.start()), replicate(mesh, frozen),
+        put_batch(mesh, batch), EPOCH)
+    kernel = after.trained["head/hidden/kernel"]
+    devices = len(kernel.sharding.device_set)
+    print(devices, float(totals.loss), float(abs(kernel).sum()), int(totals.examples))
 """
-    outputs = []
-    for devices in (1, 2):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                "HOME": "/nowhere",
-            },
-        )
-        outputs.append([float(word) for word in done.stdout.split()])
-    assert [output[0] for output in outputs] == [1, 2]
-    np.testing.assert_allclose(outputs[0][1:], outputs[1][1:], rtol=1e-5)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "PYTHONPATH": str(Path(__file__).parent),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    return [[float(word) for word in line.split()] for line in done.stdout.splitlines()]
+
+
+def test_two_devices_take_the_same_step_as_one():
+    one, two = steps_on_devices("steps, state, frozen = prepare()\nbatch = make_batch(3, 4)")
+    assert (one[0], two[0]) == (1, 2)
+    assert one[3] == two[3] == 3
+    np.testing.assert_allclose(one[1:], two[1:], rtol=1e-5)

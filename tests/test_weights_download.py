@@ -335,20 +335,23 @@ def test_ctrl_c_leaves_nothing_behind(server, tmp_path):
 from pathlib import Path
 from test_weights_download import Told, small_file
 from vgg_jax.weights.download import fetch
-fetch(small_file("{server.address}/stalls"), Path("{tmp_path}"), Told())
+fetch(small_file("{server.address}/stalls"), Path("{tmp_path}"), Told(), timeouts_s=(900, 900))
 """
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", code],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": "tests"},
-    )
-    assert server.asked.wait(20)
-    started = time.monotonic()
-    while not list(tmp_path.glob(".small.h5.*.partial/*")) and time.monotonic() < started + 5:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    ) as process:
+        try:
+            # However busy the machine is: only a process that has ended will not get there.
+            while not list(tmp_path.glob(".small.h5.*.partial/*")):
+                assert process.poll() is None, process.communicate()[1]
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate()
+        finally:
+            process.kill()
     assert "KeyboardInterrupt" in errors
     assert process.returncode == -signal.SIGINT
     assert list(tmp_path.iterdir()) == []

@@ -21,10 +21,12 @@ from vgg_jax.contract import (
 )
 from vgg_jax.errors import OptionError
 from vgg_jax.testing.batch import look_at_batch
+from vgg_jax.testing.host import look_at_host
 from vgg_jax.testing.options import look_at_options, numeric_zeros
 from vgg_jax.testing.report import Examination, Report
 
-_SIZES = ((32, 32), (40, 33), (128, 128))  # from the smallest that a training has
+_SIZES = ((32, 32), (40, 33))  # the smallest that a training has, and one that is no square
+_LARGE = (128, 128)
 _TOLERANCE = 1e-5
 _KEYS = 8
 
@@ -108,7 +110,7 @@ def _look_at(
     examination.look("hashable", lambda: _hash_fault(item))
     calm, reason = _calm(item, neutral)
     if isinstance(item, HostAugmentation):
-        _look_at_host(examination, item, _twin(item), fixed, calm, reason)
+        look_at_host(examination, item, _twin(item), fixed, calm, reason)
     elif isinstance(item, BatchAugmentation):
         look_at_batch(examination, item, _twin(item), fixed, calm, reason)
     elif isinstance(item, (PixelAugmentation, GeometricAugmentation)):
@@ -167,12 +169,13 @@ def _look_at_image_augmentation(
             "same-key-same-output",
             lambda c=call, i=image: _differs(_call_of(twin, i)(keys[0]), c(keys[0]), 0.0),
         )
-        if size == _SIZES[-1]:
-            break  # the others cost more, and depend on the size less
-        examination.look(
-            "jit-equals-eager", lambda c=call: _differs(jax.jit(c)(keys[1]), c(keys[1]))
-        )
+        if size == _SIZES[0]:  # the next compiles, too
+            examination.look(
+                "jit-equals-eager", lambda c=call: _differs(jax.jit(c)(keys[1]), c(keys[1]))
+            )
         examination.look("vmap-equals-loop", lambda c=call: _vmap_fault(c, keys))
+    if not examination.failed("jit-equals-eager"):
+        _look_at_large(examination, item, twin, keys[0])
     image = _picture(_SIZES[0])
     call = _call_of(item, image)
     if fixed:
@@ -180,6 +183,7 @@ def _look_at_image_augmentation(
     else:
         examination.look("uses-its-key", lambda: _fixed_fault([call(key) for key in keys]))
     examination.look("no-recompilation", lambda: _recompilation_fault(item, keys))
+    chain = jax.jit(Chain((item,)).apply)
     for picture in (image, jnp.zeros_like(image), jnp.ones_like(image)):
         if isinstance(item, PixelAugmentation):
             examination.look(
@@ -189,7 +193,7 @@ def _look_at_image_augmentation(
         else:
             examination.look(
                 "keeps-range",
-                lambda p=picture: _range_fault(Chain((item,)).apply(keys, jnp.stack([p] * _KEYS))),
+                lambda p=picture: _range_fault(chain(keys, jnp.stack([p] * _KEYS))),
             )
     if calm is None:
         examination.skip("nothing-at-strength-zero", reason)
@@ -201,6 +205,32 @@ def _look_at_image_augmentation(
                 filter(None, (_differs(_call_of(calm, image)(k), still) for k in keys)), None
             ),
         )
+
+
+def _look_at_large(
+    examination: Examination,
+    item: PixelAugmentation | GeometricAugmentation,
+    twin: Any,
+    key: jax.Array,
+) -> None:
+    """Check what may depend on the size: from the programs, since compiling them takes longest."""
+    image = _picture(_LARGE)
+    calls = [_call_of(one, image) for one in (item, item, twin)]
+    examination.look(
+        "keeps-shape", lambda: _shape_fault(item, jax.eval_shape(calls[0], key), image)
+    )
+    if examination.failed("keeps-shape"):
+        return
+    examination.look("keeps-dtype", lambda: _dtype_fault(jax.eval_shape(calls[0], key)))
+
+    def differ() -> str | None:
+        programs = {jax.jit(call).lower(key).as_text() for call in calls}
+        if len(programs) == 1:  # with all constants, so that they do the same
+            return None
+        wanted = calls[0](key)
+        return next(filter(None, (_differs(call(key), wanted, 0.0) for call in calls[1:])), None)
+
+    examination.look("same-key-same-output", differ)
 
 
 def _call_of(item: Any, image: jax.Array) -> Callable[[jax.Array], jax.Array]:
@@ -220,7 +250,7 @@ def _shape_fault(item: Any, found: Any, image: jax.Array) -> str | None:
     return None if shape == wanted else f"{shape}, not {wanted}"
 
 
-def _dtype_fault(found: jax.Array) -> str | None:
+def _dtype_fault(found: jax.Array | jax.ShapeDtypeStruct) -> str | None:
     return None if found.dtype == jnp.float32 else f"{found.dtype}, not float32"
 
 
@@ -238,7 +268,8 @@ def _differs(found: Any, wanted: Any, tolerance: float = _TOLERANCE) -> str | No
 
 
 def _vmap_fault(call: Callable[[jax.Array], jax.Array], keys: jax.Array) -> str | None:
-    return _differs(jax.vmap(call)(keys), jnp.stack([call(key) for key in keys]))
+    vectorised = jax.jit(jax.vmap(call))  # one program, as in training, not one an operation
+    return _differs(vectorised(keys), jnp.stack([call(key) for key in keys]))
 
 
 def _fixed_fault(outputs: list[Any]) -> str | None:
@@ -259,62 +290,6 @@ def _recompilation_fault(item: Augmentation, keys: jax.Array) -> str | None:
     images = jnp.stack([_picture(_SIZES[0])] * 2)
     for i in range(3):
         same = dataclasses.replace(item)  # pyright: ignore[reportArgumentType]
-        compiled(Chain((same,)), keys[i : i + 2], images * (1 - 0.1 * i))
+        # It traces as a call does.
+        compiled.eval_shape(Chain((same,)), keys[i : i + 2], images * (1 - 0.1 * i))
     return None if traced == 1 else f"three calls traced it {traced} times"
-
-
-def _look_at_host(
-    examination: Examination,
-    item: HostAugmentation,
-    twin: HostAugmentation,
-    fixed: bool,
-    calm: Any,
-    reason: str,
-) -> None:
-    def draw(seed: int, image: np.ndarray) -> np.ndarray:
-        return item.apply(np.random.default_rng(seed), image)
-
-    for size in _SIZES:
-        image = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
-        before = image.copy()
-        examination.look("keeps-shape", lambda i=image: _host_shape_fault(draw(0, i)))
-        if examination.failed("keeps-shape"):
-            return
-        examination.look("keeps-dtype", lambda i=image: _host_dtype_fault(draw(0, i)))
-        examination.look("same-key-same-output", lambda i=image: _unequal(draw(0, i), draw(0, i)))
-        examination.look(
-            "same-key-same-output",
-            lambda i=image: _unequal(twin.apply(np.random.default_rng(0), i), draw(0, i)),
-        )
-        examination.look("leaves-its-input", lambda i=image, b=before: _unequal(i, b))
-    image = np.random.default_rng(1).integers(0, 256, (*_SIZES[0], 3), np.uint8)
-    if fixed:
-        examination.skip("uses-its-key", "it is said to do the same for every key")
-    else:
-        examination.look(
-            "uses-its-key", lambda: _fixed_fault([draw(s, image) for s in range(_KEYS)])
-        )
-    if calm is None:
-        examination.skip("nothing-at-strength-zero", reason)
-    else:
-        examination.look(
-            "nothing-at-strength-zero",
-            lambda: _unequal(calm.apply(np.random.default_rng(0), image.copy()), image),
-        )
-
-
-def _host_shape_fault(found: Any) -> str | None:
-    shape = getattr(found, "shape", None)
-    right = shape is not None and len(shape) == 3 and shape[2] == 3
-    return None if right else f"{shape or type(found).__name__}, not [H, W, 3]"
-
-
-def _host_dtype_fault(found: np.ndarray) -> str | None:
-    return None if found.dtype == np.uint8 else f"{found.dtype}, not uint8"
-
-
-def _unequal(found: np.ndarray, wanted: np.ndarray) -> str | None:
-    if found.shape != wanted.shape:
-        return f"shapes {found.shape} and {wanted.shape}"
-    count = int((found != wanted).any(-1).sum())
-    return f"{count} of {wanted[..., 0].size} pixels differ" if count else None

@@ -90,18 +90,23 @@ def _dtype_fault(found: tuple[jax.Array, jax.Array]) -> str | None:
 
 
 def _differs(found: Any, wanted: Any, tolerance: float = _TOLERANCE) -> str | None:
-    largest = max(float(jnp.abs(a - b).max()) for a, b in zip(found, wanted, strict=True))
+    largest = max(
+        float(np.abs(np.asarray(a) - np.asarray(b)).max())
+        for a, b in zip(found, wanted, strict=True)
+    )
     return None if largest <= tolerance else f"they differ by {largest:.2g}"
 
 
-def _range_fault(images: jax.Array) -> str | None:
+def _range_fault(images: jax.Array | np.ndarray) -> str | None:
+    images = np.asarray(images)
     low, high = float(images.min()), float(images.max())
     return None if -1e-6 <= low <= high <= 1 + 1e-6 else f"values from {low:.4g} to {high:.4g}"
 
 
-def _targets_fault(targets: jax.Array) -> str | None:
+def _targets_fault(targets: jax.Array | np.ndarray) -> str | None:
+    targets = np.asarray(targets)
     sums = targets.sum(1)
-    if float(jnp.abs(sums - 1).max()) > _TOLERANCE:
+    if float(np.abs(sums - 1).max()) > _TOLERANCE:
         return f"targets that added up to 1 add up to {float(sums.min()):.4g}"
     return _range_fault(targets)
 
@@ -110,7 +115,8 @@ def _padding_fault(
     found: tuple[jax.Array, jax.Array], otherwise: tuple[jax.Array, jax.Array], valid: jax.Array
 ) -> str | None:
     for name, one, other in zip(("images", "targets"), found, otherwise, strict=True):
-        if _differs((one[valid],), (other[valid],)):
+        rows = np.asarray(valid)
+        if _differs((np.asarray(one)[rows],), (np.asarray(other)[rows],)):
             return f"values of padding are in the {name} of valid rows"
     return None
 
@@ -130,5 +136,5 @@ def _recompilation_fault(item: BatchAugmentation, keys: jax.Array, batch: _Batch
 
     compiled = jax.jit(mix, static_argnums=0)
     for key in keys[:3]:
-        compiled(Chain((item,)), key, batch)
+        compiled.eval_shape(Chain((item,)), key, batch)  # which traces as a call does
     return None if traced == 1 else f"three calls traced it {traced} times"
