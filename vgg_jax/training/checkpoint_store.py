@@ -1,15 +1,19 @@
 """A folder of numbered checkpoints, written by Orbax in the background and whole or not at all.
 
 Orbax does not notice flipped bits, so each array's SHA-256 is written with the checkpoint, in a
-record that carries a seal over itself, and both are compared when it is read.
+record that carries a seal over itself, and both are compared when it is read. The background is a
+thread of this module's, and each group of arrays is saved by itself: where a disk fails, threads of
+Orbax' asynchronous and composite checkpointers wait for minutes, and the process cannot end.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,8 @@ Arrays = Mapping[str, Mapping[str, np.ndarray]]
 _REMOVED = "removed"  # a checkpoint is moved there before its files are deleted one by one
 _DAMAGED = "damaged"
 _SPARE_BYTES = 1 << 18  # for what Orbax writes beside the arrays
-_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of one that is being written
+_PARTIAL = ".partial"  # ends the name of one that is being written
+_RECORD = "record.json"
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax, TensorStore and the record
 # What Orbax and TensorStore raise where the disk is full, read-only or gone.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
@@ -40,28 +45,20 @@ logging.getLogger("absl").addFilter(_is_no_failure_of_orbax)
 
 
 class CheckpointStore:
-    """Checkpoints `PREFIX_NUMBER` in one folder; each holds items of arrays, and a record."""
+    """Checkpoints `PREFIX_NUMBER` in one folder; each holds groups of arrays, and a record."""
 
-    def __init__(self, folder: Path, prefix: str, items: Sequence[str]) -> None:
+    def __init__(self, folder: Path, prefix: str) -> None:
         """Open the checkpoints in `folder`, which is created with the first one.
 
         Args:
             folder: Where they are.
             prefix: What their numbers count, such as `epoch`.
-            items: Names of the groups of arrays that a checkpoint may hold.
         """
         self.folder = folder
-        self._prefix, self._items = prefix, tuple(items)
-        self._opened: ocp.AsyncCheckpointer | None = None
-
-    @property
-    def _checkpointer(self) -> ocp.AsyncCheckpointer:
-        if self._opened is None:
-            handlers: dict[str, Any] = {item: numpy_handler() for item in self._items}
-            self._opened = ocp.AsyncCheckpointer(
-                ocp.CompositeCheckpointHandler(record=ocp.JsonCheckpointHandler(), **handlers)
-            )
-        return self._opened
+        self._prefix = prefix
+        self._checkpointer = ocp.Checkpointer(numpy_handler())
+        self._thread: ThreadPoolExecutor | None = None
+        self._saving: Future[None] | None = None
 
     def numbers(self) -> list[int]:
         """Return the numbers of the complete checkpoints, ascending."""
@@ -81,26 +78,34 @@ class CheckpointStore:
         Raises:
             RunError: If the one before could not be written, for instance because the disk is full.
         """
+        self.wait()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving = self._thread.submit(self._write, number, arrays, record)
+
+    def _write(self, number: int, arrays: Arrays, record: Mapping[str, Any]) -> None:
         checksums = {
             item: {path: array_sha256(value) for path, value in held.items()}
             for item, held in arrays.items()
         }
         sealed = {**record, "sha256": checksums}
         sealed["seal"] = json_sha256(sealed)
+        for folder in (self.folder.parent, self.folder):  # no more: a deleted run stays deleted
+            folder.mkdir(exist_ok=True)
+        self._check_space(arrays)
+        path = self.path(number)
+        partial = path.with_name(f"{path.name}{_PARTIAL}")
+        partial.mkdir()
         try:
-            for folder in (self.folder.parent, self.folder):  # no more: a deleted run stays deleted
-                folder.mkdir(exist_ok=True)
-            self._check_space(arrays)
-            self._checkpointer.save(
-                self.path(number).absolute(),
-                args=ocp.args.Composite(
-                    record=ocp.args.JsonSave(sealed),
-                    # Orbax refuses empty trees; a converted classifier has no optimizer.
-                    **{item: ocp.args.PyTreeSave(held) for item, held in arrays.items() if held},
-                ),
-            )
-        except _WRITE_ERRORS as error:
-            raise self._not_written(error) from error
+            for item, held in arrays.items():
+                if held:  # Orbax refuses empty trees; a converted classifier has no optimizer
+                    self._checkpointer.save(
+                        partial.absolute() / item, args=ocp.args.PyTreeSave(dict(held))
+                    )
+            (partial / _RECORD).write_text(json.dumps(sealed), encoding="utf-8")
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # where it failed
 
     def _check_space(self, arrays: Arrays) -> None:
         """Raise OSError where the disk is too full: Orbax would say less, and at more length."""
@@ -118,12 +123,18 @@ class CheckpointStore:
         Raises:
             RunError: If it could not be written.
         """
-        if self._opened is None:
+        saving, self._saving = self._saving, None
+        if saving is None:
             return
         try:
-            self._opened.wait_until_finished()
+            saving.result()
         except _WRITE_ERRORS as error:
             raise self._not_written(error) from error
+
+    def check(self) -> None:
+        """Raise the `RunError` of `wait` if it is known already that it will."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
 
     def close(self) -> None:
         """Wait, then let go of threads and files.
@@ -131,13 +142,12 @@ class CheckpointStore:
         Raises:
             RunError: If what was saved last could not be written.
         """
-        if self._opened is None:
-            return
         try:
             self.wait()
         finally:
-            opened, self._opened = self._opened, None
-            opened.close()
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                thread.shutdown()
 
     def read_record(self, number: int) -> dict[str, Any]:
         """Read what a checkpoint says of itself, and compare it with its seal.
@@ -146,9 +156,8 @@ class CheckpointStore:
             RunError: If it cannot be read or was changed.
         """
         try:
-            arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
-            record = self._checkpointer.restore(self.path(number).absolute(), args=arguments)
-            sealed: dict[str, Any] = dict(record["record"])
+            text = (self.path(number) / _RECORD).read_text(encoding="utf-8")
+            sealed: dict[str, Any] = dict(json.loads(text))
             if sealed.pop("seal") != json_sha256(sealed):
                 raise ValueError("its record does not match its checksum")
         except _READ_ERRORS as error:
@@ -164,28 +173,26 @@ class CheckpointStore:
             RunError: If one cannot be read or was changed.
         """
         try:
-            targets = {
-                item: ocp.args.PyTreeRestore(
-                    restore_args={
-                        path: ocp.RestoreArgs(restore_type=np.ndarray)
-                        for path in record["sha256"][item]
-                    }
-                )
-                for item in items
-                if record["sha256"][item]
-            }
-            path = self.path(number).absolute()
-            restored = self._checkpointer.restore(path, args=ocp.args.Composite(**targets))
-            arrays = {item: dict(restored[item]) if item in targets else {} for item in items}
-            for item in items:
-                for path, value in arrays[item].items():
-                    if array_sha256(value) != record["sha256"][item][path]:
-                        raise RunError(
-                            f"The checkpoint {self.path(number)} is damaged: {item} array {path!r}"
-                            f" does not match its checksum.\n{_OTHER_CHECKPOINT}"
-                        )
+            arrays = {item: self._restore(number, item, record["sha256"][item]) for item in items}
         except _READ_ERRORS as error:
             raise self.not_read(number, error) from error
+        return arrays
+
+    def _restore(
+        self, number: int, item: str, checksums: Mapping[str, str]
+    ) -> dict[str, np.ndarray]:
+        if not checksums:
+            return {}
+        wanted = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in checksums}
+        arrays: dict[str, np.ndarray] = self._checkpointer.restore(
+            self.path(number).absolute() / item, args=ocp.args.PyTreeRestore(restore_args=wanted)
+        )
+        for path, value in arrays.items():
+            if array_sha256(value) != checksums[path]:
+                raise RunError(
+                    f"The checkpoint {self.path(number)} is damaged: {item} array {path!r} does not"
+                    f" match its checksum.\n{_OTHER_CHECKPOINT}"
+                )
         return arrays
 
     def path(self, number: int) -> Path:
@@ -229,7 +236,7 @@ class CheckpointStore:
         """Return what a process left behind that ended while it wrote or deleted."""
         return [
             *(self.folder / _REMOVED).glob(f"{self._prefix}_*"),
-            *self.folder.glob(f"{self._prefix}_*{_UNFINISHED}*"),
+            *self.folder.glob(f"{self._prefix}_*{_PARTIAL}"),
         ]
 
     def damaged(self) -> list[Path]:

@@ -51,8 +51,8 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         """Open the checkpoints in `folder`, which is created with the first one."""
         self._folder = folder
-        self._epochs = CheckpointStore(folder, "epoch", _ITEMS)
-        self._unfinished = CheckpointStore(folder / "unfinished", "step", _ITEMS)
+        self._epochs = CheckpointStore(folder, "epoch")
+        self._unfinished = CheckpointStore(folder / "unfinished", "step")
         self._position: Position | None = None  # of the training that goes on here
 
     def save_epoch(self, position: Position, state: TrainState) -> None:
@@ -93,6 +93,11 @@ class Checkpoints:
         self._epochs.wait()
         self._unfinished.wait()
         self._drop_surplus()
+
+    def check(self) -> None:
+        """Raise the `RunError` of `wait` if it is known already that it will."""
+        self._epochs.check()
+        self._unfinished.check()
 
     def close(self) -> None:
         """Wait, then let go of threads and files.
@@ -195,7 +200,7 @@ class Checkpoints:
         furthest = max(found, key=key, default=None)
         if furthest is not None:
             self._position = furthest.position
-            self._check_best(furthest.position, warn)
+            self._check_best(furthest.position.history, warn)
             if not furthest.position.examples:
                 self.drop_unfinished()  # its epoch is complete
         self.close()
@@ -207,26 +212,24 @@ class Checkpoints:
             try:
                 return self._read(store, number, _ITEMS)
             except RunError as error:
-                place = store.set_aside(number)
-                warn(
-                    f"{_first_line(error)} It was moved to {place}; the training goes on from the"
-                    " one before."
-                )
+                _set_aside(store, number, error, warn)
         return None
 
-    def _check_best(self, position: Position, warn: Callable[[str], None]) -> None:
-        """Set the best epoch's checkpoint aside if it is damaged."""
+    def _check_best(self, history: Sequence[EpochMetrics], warn: Callable[[str], None]) -> None:
+        """Set the best epoch's checkpoint aside if it is damaged; say so if it is lost."""
         while epochs := self.epochs():
-            best = _best(position.history, epochs)
+            best = _best(history, epochs)
             try:
                 self.restore(best)
-                return
+                break
             except RunError as error:
-                place = self._epochs.set_aside(best)
-                warn(
-                    f"{_first_line(error)} It was the best so far. It was moved to {place}; the"
-                    " best of the others counts from here on."
-                )
+                _set_aside(self._epochs, best, error, warn)
+        best = max(history, key=lambda metrics: metrics.rank, default=None)
+        if best is not None and best.epoch not in self.epochs():
+            warn(
+                f"The checkpoint of epoch {best.epoch}, the best so far, is lost. The best of the"
+                " others counts from here on."
+            )
 
     def _read_position(
         self, store: CheckpointStore, number: int
@@ -292,6 +295,13 @@ def _best(history: Sequence[EpochMetrics], epochs: Sequence[int]) -> int:
     """Return the best of the epochs that have a checkpoint."""
     ranks = {metrics.epoch: metrics.rank for metrics in history}
     return max(epochs, key=lambda epoch: (epoch in ranks, ranks.get(epoch, ()), epoch))
+
+
+def _set_aside(
+    store: CheckpointStore, number: int, error: RunError, warn: Callable[[str], None]
+) -> None:
+    place = store.set_aside(number)
+    warn(f"{_first_line(error)} It was moved to {place}; an earlier one is used.")
 
 
 def _first_line(error: Exception) -> str:

@@ -155,7 +155,8 @@ class Epoch:
         return state, totals
 
     def _serve(self, state: TrainState, totals: Totals, batches: int) -> None:
-        """Save when it is time to; save and raise when a signal came."""
+        """Save when it is time to; save and raise when a signal came, or a save has failed."""
+        self._run.checkpoints.check()
         signal_number = self._limits.interruption.signal_number
         due = time.perf_counter() - self._saved >= self._limits.checkpoint_seconds
         if signal_number is None and not due:
