@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from augment import CHAINS, augmentations
+from checkpoints import saving
 from convert import CONVERT, ENVIRONMENT, Measured, conversions, measure, write_weights
 
 HERE = Path(__file__).parent
@@ -148,12 +149,31 @@ def augment_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         yield Case("augment", rows, **case)
 
 
+def checkpoints_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Measure what saving costs the recipe's training, and how soon it goes on."""
+    if not args.data.is_dir():
+        return say(f"checkpoints: no {args.data}; name the photographs by --data.")
+    for case in saving(folder, args.data, args.batch_size):
+        if case["who"] == "resume":
+            text = (
+                f"{case['seconds_to_first_batch']} s to the first batch,"
+                f" {case['seconds_to_first_step_saved']} s to the first step, saved"
+            )
+        else:
+            text = (
+                f"{case['checkpoint_mb']} MB; the loop waits {case['held_seconds_each']} s for"
+                f" each, {case['held_share_of_epoch']:.2%} of an epoch of {case['epoch_seconds']} s"
+            )
+        yield Case("checkpoints", [(f"checkpoints, {case['who']}", text)], **case)
+
+
 CASES = {
     "augment": augment_case,
     "help": help_case,
     "convert": convert_case,
     "train": train_case,
     "predict": predict_case,
+    "checkpoints": checkpoints_case,
 }
 
 

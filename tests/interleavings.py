@@ -257,8 +257,13 @@ def interleave(tiny: Tiny, disk: Disk, folder: Path, whole: Path, rng: random.Ra
 
 
 def compare(path: Path, whole: Path, *, best_lost: bool) -> None:
-    """Compare two complete runs; without the best checkpoint if that was spoilt."""
-    same_run(path, whole, ("latest",) if best_lost else ("latest", "best"))
+    """Compare two complete runs; without the best checkpoint if that was spoilt.
+
+    Nor is its optimizer's state compared, which nobody needs, so that going on does not look at it.
+    """
+    same_run(
+        path, whole, ("latest",) if best_lost else ("latest", "best"), optimizer_of=("latest",)
+    )
 
 
 def main() -> None:

@@ -60,13 +60,26 @@ def same_arrays(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> Non
         np.testing.assert_array_equal(value, other[path], err_msg=path)
 
 
-def same_run(one: Path, other: Path, kinds: tuple[Which, ...] = ("latest", "best")) -> None:
-    """Compare all that two runs hold, to the byte, but for times."""
+def same_run(
+    one: Path,
+    other: Path,
+    kinds: tuple[Which, ...] = ("latest", "best"),
+    *,
+    optimizer_of: tuple[Which, ...] = ("latest", "best"),
+) -> None:
+    """Compare all that two runs hold, to the byte, but for times.
+
+    Args:
+        one: A run.
+        other: Another one.
+        kinds: Which checkpoints to compare.
+        optimizer_of: Of which of them the optimizer's state, too.
+    """
     for which in kinds:
         held = [Checkpoints(run / "checkpoints") for run in (one, other)]
         epochs = [checkpoints.find(which) for checkpoints in held]
         assert epochs[0] == epochs[1]
-        a, b = (c.restore(epochs[0], with_optimizer=True) for c in held)
+        a, b = (c.restore(epochs[0], with_optimizer=which in optimizer_of) for c in held)
         same_arrays(a.trained, b.trained)
         same_arrays(a.optimizer, b.optimizer)
         assert timeless(a.position) == timeless(b.position)
