@@ -233,7 +233,10 @@ def interleave(tiny: Tiny, disk: Disk, folder: Path, whole: Path, rng: random.Ra
         ends[end] += 1
         if tiny.went_on_from >= 0:
             least = max(sound.values(), default=0)
-            assert tiny.went_on_from >= least, f"lost: from {tiny.went_on_from}, not {least}"
+            assert tiny.went_on_from >= least, (
+                f"lost: life {lives} from {tiny.went_on_from}, not {least} of {sound}; {ends};"
+                f" {warnings}; {sorted(complete_checkpoints(path))}"
+            )
         if end == "complete":
             break
         checkpoints = complete_checkpoints(path)

@@ -62,16 +62,22 @@ def launch(
     return process, reader, lines
 
 
+def changed(path: Path) -> float:
+    """Return when checkpoints came or went last."""
+    places = (path / "checkpoints", path / "checkpoints" / "unfinished")
+    return max((place.stat().st_mtime for place in places if place.exists()), default=0.0)
+
+
 def kill(options, path: Path, rng: random.Random) -> str:
     """Let a training live for a while, kill it, and say what it was doing; '' if it was done."""
     process, reader, lines = launch(options, path, rng)
     if rng.random() < 0.25:
         time.sleep(rng.uniform(0, 4))
     else:  # once it is at work
-        before = sum(1 for _ in path.rglob("*")) if path.exists() else 0
+        before = changed(path)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
-            if path.exists() and sum(1 for _ in path.rglob("*")) > before + 3:
+            if changed(path) > before:
                 break
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.8))
@@ -81,7 +87,7 @@ def kill(options, path: Path, rng: random.Random) -> str:
     if code == 0:
         return ""
     assert code == -signal.SIGKILL, "".join(lines)
-    if any(path.rglob("*.partial")):
+    if any(path.glob("checkpoints/**/*.partial")):
         return "saving"
     return "steps and validation" if (path / "lock").exists() else "start-up"
 
