@@ -19,7 +19,6 @@ from vgg_jax.config import ResolvedConfig, read_toml
 from vgg_jax.errors import RunError, TrainingInterrupted, VggJaxError, cause_of
 from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.run_lock import RunLock
-from vgg_jax.training.run_plugins import as_used, as_written, check_plugins
 
 FORMAT_VERSION = 1
 BACKBONE_FOLDER = "backbone"  # of converted weights, in a run that carries its own
@@ -90,6 +89,8 @@ class RunFiles:
 
     def write_config(self, config: ResolvedConfig) -> None:
         """Write the configuration, resolved, as TOML."""
+        from vgg_jax.training.run_plugins import as_written  # brings JAX
+
         self._write(CONFIG_FILE, tomli_w.dumps(as_written(config).as_toml_values()))
 
     def change_config(self, **values: Any) -> None:
@@ -119,6 +120,8 @@ class RunFiles:
             RunError: If this is no run, or its plugins cannot be used.
             ConfigError: If the file was changed to something that is no configuration.
         """
+        from vgg_jax.training.run_plugins import as_used, check_plugins  # brings JAX
+
         plugins = self.read_record().plugins
         config = ResolvedConfig.from_values(read_toml(self.path / CONFIG_FILE))
         check_plugins(
@@ -161,13 +164,23 @@ class RunFiles:
             raise RunError(f"{self.path / 'run.json'} is incomplete: {error}.") from error
 
     def read_metrics(self) -> list[EpochMetrics]:
-        """Return what each completed epoch gave."""
+        """Return what each completed epoch gave.
+
+        Raises:
+            RunError: If the file was damaged; going on with the run writes it anew.
+        """
         file = self.path / METRICS_FILE
-        if not file.exists():
+        try:
+            text = file.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]  # the last line may be on its way to the disk
+            return [EpochMetrics(**json.loads(line)) for line in whole.splitlines()]
+        except FileNotFoundError:
             return []
-        text = file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # the last line may be on its way to the disk
-        return [EpochMetrics(**json.loads(line)) for line in whole.splitlines()]
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(
+                f"{file} cannot be read: {error}. `vgg-jax train --run {self.path} --resume` writes"
+                " it anew."
+            ) from error
 
     @contextmanager
     def training(self) -> Generator[None]:
@@ -179,6 +192,7 @@ class RunFiles:
             interrupted = isinstance(error, (TrainingInterrupted, KeyboardInterrupt))
             reason = "" if interrupted else _in_a_line(error)
             with suppress(RunError):  # the error at hand says more than that the disk is full
+                self.lock.check()  # else another process has the run, and tells its state
                 self.write_state(RunState("interrupted" if interrupted else "failed", reason))
             raise
         self.write_state(RunState("done"))
