@@ -70,8 +70,10 @@ class Disk:
     def arm(self, folder: Path, left: int, fault: BaseException) -> None:
         self.folder, self.left, self.fault, self.dead = f"{folder}{os.sep}", left, fault, False
 
-    def disarm(self) -> None:
-        self.folder = ""
+    def disarm(self) -> bool:
+        """Let everything work again; returns whether the process was dead."""
+        dead, self.folder, self.dead = self.dead, "", False
+        return dead
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.folder or event not in OPERATIONS:
@@ -192,6 +194,7 @@ def interleave(tiny: Tiny, disk: Disk, folder: Path, whole: Path, rng: random.Ra
     path.mkdir()
     ends: collections.Counter[str] = collections.Counter()
     sound: dict[Path, int] = {}
+    spoilt: set[tuple[Path, int]] = set()
     warnings: list[str] = []
     damaged = lives = 0
     while True:
@@ -224,8 +227,7 @@ def interleave(tiny: Tiny, disk: Disk, folder: Path, whole: Path, rng: random.Ra
         except TrainingInterrupted:
             end = "signal"
         finally:
-            died = disk.dead
-            disk.disarm()
+            died = disk.disarm()
             bury(run)
         if died:
             end = "death"  # whatever came of it
@@ -240,18 +242,19 @@ def interleave(tiny: Tiny, disk: Disk, folder: Path, whole: Path, rng: random.Ra
         if end == "complete":
             break
         checkpoints = complete_checkpoints(path)
-        spoilt: set[Path] = set()
         for one in [*checkpoints]:
             if rng.random() < 0.15:
                 files = [file for file in one.rglob("*") if file.is_file()]
                 spoil(rng.choice(files), rng)
-                spoilt.add(one)
+                spoilt.add((one, one.stat().st_ino))
                 damaged += 1
         for name in ("metrics.jsonl", "state.json", "lock"):
             if (path / name).is_file() and rng.random() < 0.1:
                 spoil(path / name, rng)
                 damaged += 1
-        sound = {one: step for one, step in checkpoints.items() if one not in spoilt}
+        sound = {
+            one: step for one, step in checkpoints.items() if (one, one.stat().st_ino) not in spoilt
+        }
     best_lost = any("the best so far, is lost" in warning for warning in warnings)
     compare(path, whole, best_lost=best_lost)
     aside = len(Checkpoints(path / "checkpoints").damaged())

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from vgg_jax import plugins
 from vgg_jax.api import Augmentation, GeometricAugmentation
@@ -241,3 +242,45 @@ def test_perspective_happens_as_often_as_asked_for():
 def test_crops_and_perspectives_out_of_range_are_refused(factory, options, message):
     with pytest.raises(OptionError, match=message):
         factory(**options)
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    """A smooth picture of one channel, `[60, 80]`."""
+    noise = np.random.default_rng(0).random((15, 20)).astype(np.float32)
+    return np.asarray(Image.fromarray(noise).resize((80, 60), Image.Resampling.BICUBIC))
+
+
+def test_crops_are_what_pillow_cuts_out_and_resizes(picture):
+    crop = CropResize(scale=(0.2, 0.9), ratio=(0.5, 2))
+    for key in jax.random.split(jax.random.key(1), 20):
+        matrix = crop.matrix(key, 60, 80)
+        found = np.asarray(warped(picture[..., None], matrix, "nearest", 0.0))[..., 0]
+        (left, top), (right, bottom) = np.add(places(matrix, [(-40, -30), (40, 30)]), (40, 30))
+        box = tuple(np.clip((left, top, right, bottom), 0, (80, 60, 80, 60)).tolist())
+        expected = Image.fromarray(picture).resize((80, 60), Image.Resampling.BILINEAR, box=box)
+        # At the edge Pillow takes pixels of the box alone, where the warp still sees beyond it.
+        np.testing.assert_allclose(
+            found[4:-4, 4:-4], np.asarray(expected)[4:-4, 4:-4], atol=2e-3, err_msg=str(box)
+        )
+
+
+def test_perspectives_are_what_pillow_computes(picture):
+    tilt = Perspective(distortion=0.5, probability=1)
+    to_centre = np.array([[1, 0, -40], [0, 1, -30], [0, 0, 1]], float)
+    for key in jax.random.split(jax.random.key(2), 20):
+        matrix = np.asarray(tilt.matrix(key, 60, 80), np.float64)
+        found = np.asarray(warped(picture[..., None], matrix, "constant", 0.0))[..., 0]
+        ours = np.linalg.inv(to_centre) @ matrix @ to_centre  # with the origin at the corner
+        coefficients = (ours / ours[2, 2]).ravel()[:8].tolist()
+        method = Image.Transform.PERSPECTIVE
+        expected = np.asarray(
+            Image.fromarray(picture).transform(
+                (80, 60), method, coefficients, Image.Resampling.BILINEAR
+            )
+        )
+        y, x = np.mgrid[0:60, 0:80]
+        source = places(matrix, np.stack([x.ravel() - 39.5, y.ravel() - 29.5], 1))
+        inside = (np.abs(source) < (38.5, 28.5)).all(1).reshape(60, 80)  # not mixed with the fill
+        assert inside.mean() > 0.4
+        np.testing.assert_allclose(found[inside], expected[inside], atol=1e-4)

@@ -24,10 +24,18 @@ def record_options(plugin: Plugin, choice: PluginChoice) -> dict[str, Any]:
         makes, with theirs.
     """
     factory = plugin.load()
-    options = resolved_options(factory, choice.options, KEYWORDS[plugin.kind])
+    options = _options_of(plugin, factory, choice)
     if plugin.kind == "head" or inspect.isclass(factory):
         return {"options": options}
     return {"options": options, "stands_for": _made_by(choice)}
+
+
+def _options_of(plugin: Plugin, factory: Any, choice: PluginChoice) -> dict[str, Any]:
+    """Return the options that a choice comes to: an augmentation may fill in some of its own."""
+    if plugin.kind == "augmentation" and inspect.isclass(factory):
+        (made,) = _made_by(choice)
+        return made["options"]
+    return resolved_options(factory, choice.options, KEYWORDS[plugin.kind])
 
 
 def kept_choices(
@@ -54,7 +62,11 @@ def kept_choices(
         return (text,)
     plugin = find_plugin(record["kind"], choice.ref)
     factory, keywords = plugin.load(), KEYWORDS[plugin.kind]
-    then, now = record["options"], resolved_options(factory, choice.options, keywords)
+    try:
+        now = _options_of(plugin, factory, choice)
+    except OptionError:  # which is told when it is used
+        return (text,)
+    then = record["options"]
     if any(then.get(name) != now.get(name) for name in choice.options):
         return (text,)
     given = {name: then[name] for name in then if name not in now or now[name] != then[name]}
