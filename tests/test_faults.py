@@ -181,7 +181,7 @@ def test_steps_that_are_not_finite_are_skipped_on_request_and_counted(poisoned, 
 
 
 def test_an_epoch_without_any_finite_step_ends_the_training(poisoned, tmp_path):
-    chosen = (f"{poisoned['augment'][0]}:share=1.0",)  # type: ignore[index]
+    chosen = (f"{tmp_path}/poison.py#Poison:share=1.0",)
     with pytest.raises(TrainingError, match="All 6 steps of epoch 1 were skipped"):
         train(**{**poisoned, "augment": chosen, "on_nan": "skip"}, run=str(tmp_path / "run"))
 

@@ -15,6 +15,7 @@ from training_runs import PROGRAM, flags, same_run
 
 from vgg_jax import train
 from vgg_jax.training.run_files import RunFiles
+from vgg_jax.training.run_lock import Holder
 
 # Of many small steps and saves, with everything random that there is.
 EPOCHS = 30
@@ -87,9 +88,12 @@ def kill(options, path: Path, rng: random.Random) -> str:
     if code == 0:
         return ""
     assert code == -signal.SIGKILL, "".join(lines)
-    if any(path.glob("checkpoints/**/*.partial")):
-        return "saving"
-    return "steps and validation" if (path / "lock").exists() else "start-up"
+    holder = Holder.from_bytes((path / "lock").read_bytes()) if (path / "lock").exists() else None
+    at_work = holder is not None and holder.pid == process.pid
+    if not at_work:
+        return "start-up"
+    saving = any(path.glob("checkpoints/**/*.partial"))
+    return "saving" if saving else "steps and validation"
 
 
 def kill_often(count: int, seed: int, options, whole: Path, folder: Path) -> collections.Counter:

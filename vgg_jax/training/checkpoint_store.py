@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -97,6 +98,7 @@ class CheckpointStore:
         path = self.path(number)
         partial = path.with_name(f"{path.name}{_PARTIAL}")
         partial.mkdir()
+        made = partial.stat()
         try:
             for item, held in arrays.items():
                 if held:  # Orbax refuses empty trees; a converted classifier has no optimizer
@@ -104,6 +106,8 @@ class CheckpointStore:
                         partial.absolute() / item, args=ocp.args.PyTreeSave(dict(held))
                     )
             (partial / _RECORD).write_text(json.dumps(sealed), encoding="utf-8")
+            if not os.path.samestat(made, partial.stat()):  # Orbax makes folders that are gone anew
+                raise OSError(f"{self.folder} was deleted or moved.")
             partial.rename(path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)  # where it failed

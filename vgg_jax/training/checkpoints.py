@@ -196,8 +196,7 @@ class Checkpoints:
             store.clean()
         sound = (self._latest_sound(store, warn) for store in (self._epochs, self._unfinished))
         found = [restored for restored in sound if restored is not None]
-        key = lambda restored: (restored.position.epoch, restored.position.examples)  # noqa: E731
-        furthest = max(found, key=key, default=None)
+        furthest = max(found, key=lambda restored: restored.position.place, default=None)
         if furthest is not None:
             self._position = furthest.position
             self._check_best(furthest.position.history, warn)

@@ -67,6 +67,11 @@ class Position:
     early_stopping: EarlyStopping = dataclasses.field(default_factory=EarlyStopping)
     history: tuple[EpochMetrics, ...] = ()
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """How far it is; of two positions of a training the greater is further."""
+        return self.epoch, self.examples
+
     def after(self, metrics: EpochMetrics) -> Position:
         """Return where the training stands once the epoch, which gave `metrics`, is over."""
         return Position(
