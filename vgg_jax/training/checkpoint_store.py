@@ -53,7 +53,7 @@ class CheckpointStore:
         """Open the checkpoints in `folder`, which is created with the first one.
 
         Args:
-            folder: Where they are.
+            folder: Where they are; the folder above it must exist when one is written.
             prefix: What their numbers count, such as `epoch`.
         """
         self.folder = folder
@@ -92,8 +92,7 @@ class CheckpointStore:
         }
         sealed = {**record, "sha256": checksums}
         sealed["seal"] = json_sha256(sealed)
-        for folder in (self.folder.parent, self.folder):  # no more: a deleted run stays deleted
-            folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # not its parents: a deleted run stays deleted
         self._check_space(arrays)
         path = self.path(number)
         partial = path.with_name(f"{path.name}{_PARTIAL}")
@@ -134,7 +133,7 @@ class CheckpointStore:
         try:
             saving.result()
         except _WRITE_ERRORS as error:
-            raise self._not_written(error) from error
+            raise self.not_written(error) from error
 
     def check(self) -> None:
         """Raise the `RunError` of `wait` if it is known already that it will."""
@@ -220,7 +219,7 @@ class CheckpointStore:
             target.parent.mkdir(exist_ok=True)
             self.path(number).rename(target)
         except OSError as error:
-            raise self._not_written(error) from error
+            raise self.not_written(error) from error
         return target
 
     def remove(self, number: int) -> None:
@@ -235,7 +234,7 @@ class CheckpointStore:
             self.path(number).rename(self.folder / _REMOVED / self.path(number).name)
             self._delete_removed()
         except OSError as error:
-            raise self._not_written(error) from error
+            raise self.not_written(error) from error
 
     def leftovers(self) -> list[Path]:
         """Return what a process left behind that ended while it wrote or deleted."""
@@ -258,7 +257,7 @@ class CheckpointStore:
             for path in self.leftovers():
                 shutil.rmtree(path)
         except OSError as error:
-            raise self._not_written(error) from error
+            raise self.not_written(error) from error
 
     def _delete_removed(self) -> None:
         for path in (self.folder / _REMOVED).glob(f"{self._prefix}_*"):
@@ -271,7 +270,8 @@ class CheckpointStore:
             f"{_OTHER_CHECKPOINT}"
         )
 
-    def _not_written(self, error: Exception) -> RunError:
+    def not_written(self, error: Exception) -> RunError:
+        """Return the error that says that a checkpoint cannot be written, and why."""
         complete = self.numbers()
         kept = (
             f"the checkpoint of {self._prefix} {complete[-1]} is intact"

@@ -82,6 +82,10 @@ class Checkpoints:
         arrays = _arrays(state)
         store.wait()
         self._drop_surplus()
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise store.not_written(error) from error
         store.save(number, arrays, {"position": position.as_record()})
 
     def wait(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from vgg_jax.errors import RunError, TrainingError
+from vgg_jax.errors import RunError, TrainingError, TrainingInterrupted
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Epoch, Feed, Limits
@@ -63,6 +63,10 @@ def fit(
             run.checkpoints.close()
         except RunError as another:
             error.add_note(str(another))
+        if isinstance(error, RunError):
+            run.lock.check()  # that the run is gone says more than what could not be written
+        if isinstance(error, TrainingInterrupted):
+            _check_frozen(frozen_before, _checksums(frozen))
         raise
     finally:
         progress.close()
