@@ -14,6 +14,7 @@ from training_runs import Recorder, latest, stop_after
 from vgg_jax import load_classifier, train
 from vgg_jax.errors import ConfigError, DataError, RunError, TrainingError, WeightsError
 from vgg_jax.workflows.convert import convert_weights
+from vgg_jax.workflows.runs import summarise_run
 
 DIM = """
 import dataclasses
@@ -63,6 +64,14 @@ def test_resuming_a_complete_run_says_so_and_changes_nothing(run):
     assert "complete: 2 epochs" in recorder.notes[-1]
 
 
+def test_a_complete_run_that_was_killed_before_it_said_so_is_done_after_resuming(run, tmp_path):
+    copy = Path(shutil.copytree(run.path, tmp_path / "copy"))
+    (copy / "state.json").write_text('{"state": "running", "reason": ""}')
+    assert summarise_run(copy).state == "interrupted"
+    train(run=str(copy), resume=True)
+    assert summarise_run(copy).state == "done"
+
+
 @pytest.mark.parametrize("left", ["", '{"epoch": 1, "lo', "whole"])
 def test_a_run_without_a_completed_epoch_starts_with_the_first(run, tmp_path, left):
     copy = tmp_path / "copy"
@@ -93,6 +102,7 @@ def test_resuming_finds_moved_weights(options, weights, tmp_path):
         train(run=str(path), resume=True, epochs=2)
     resumed = train(run=str(path), resume=True, epochs=2, weights=str(tmp_path / "elsewhere"))
     assert len(resumed.history) == 2
+    assert resumed.evaluate().examples == 9  # the run knows the new place
     with pytest.raises(WeightsError, match="not those"):
         train(run=str(path), resume=True, epochs=3, weights="random:0:0.0625")
 

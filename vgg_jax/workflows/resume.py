@@ -15,7 +15,7 @@ from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.position import Position
-from vgg_jax.training.run_files import RunRecord
+from vgg_jax.training.run_files import RunRecord, RunState
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.run_plugins import as_used, as_written
 from vgg_jax.workflows.announce import announce_code
@@ -74,6 +74,7 @@ def resume_training(
             progress.note(
                 f"{run.path} is complete: {len(position.history)} epochs. More by --epochs."
             )
+            run.write_state(RunState("done"))  # in case it was killed before it could say so
             return Run(run.path, list(position.history))
         data = open_training_data(config, progress)
         _check_data(record, config, data, other=override and bool(options.get("data")))
@@ -87,7 +88,9 @@ def resume_training(
             if "augment" in changes:
                 record = dataclasses.replace(record, plugins=run.exchange_plugins(record, config))
                 changes["augment"] = as_written(config).augment
-            run.write_record(record)
+        if not run.own_backbone:
+            record = dataclasses.replace(record, weights=opened.weights)  # where they are by now
+        run.write_record(record)
         run.change_config(**changes)
         progress.note(_where(run, restored))
         session.fit(data, run, position, progress, interruption)
