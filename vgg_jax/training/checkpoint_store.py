@@ -38,12 +38,17 @@ _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax, TensorSto
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
-def _is_no_failure_of_orbax(record: logging.LogRecord) -> bool:
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    """Tell whether a log entry says something that is not raised, too."""
+    if record.name == "asyncio":
+        return "OCDBT database" not in record.getMessage()
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-# Orbax logs a traceback of each failure that it then raises, too.
-logging.getLogger("absl").addFilter(_is_no_failure_of_orbax)
+# Orbax logs a traceback of each failure that it then raises; and where several arrays cannot be
+# read, asyncio one for each but the first, which is raised.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_is_no_echo)
 
 
 class CheckpointStore:
