@@ -32,7 +32,7 @@ _DAMAGED = "damaged"
 _SPARE_BYTES = 1 << 18  # for what Orbax writes beside the arrays
 _PARTIAL = ".partial"  # ends the name of one that is being written
 _RECORD = "record.json"
-_MOST_CHARACTERS = 300  # of what another program says of a failure
+_MOST_CHARACTERS = 200  # of what another program says of a failure
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax, TensorStore and the record
 # What Orbax and TensorStore raise where the disk is full, read-only or gone.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
@@ -294,4 +294,5 @@ _OTHER_CHECKPOINT = "Use the other checkpoint (--checkpoint best or latest), or 
 
 def _first_line(error: Exception) -> str:
     text = str(error).partition("[tensorstore_spec")[0].strip()  # which is longer than a page
-    return text.splitlines()[0][:_MOST_CHARACTERS] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    return line if len(line) <= _MOST_CHARACTERS else f"{line[:_MOST_CHARACTERS]}…"

@@ -304,7 +304,7 @@ def _set_aside(
     store: CheckpointStore, number: int, error: RunError, warn: Callable[[str], None]
 ) -> None:
     place = store.set_aside(number)
-    warn(f"{_first_line(error)} It was moved to {place}; an earlier one is used.")
+    warn(f"{_first_line(error).rstrip('.')}. It was moved to {place}; an earlier one is used.")
 
 
 def _first_line(error: Exception) -> str:
