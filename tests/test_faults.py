@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -149,19 +150,35 @@ def poisoned(options, tmp_path) -> dict[str, object]:
     return {**options, "epochs": 4, "batch_size": 4, "augment": chosen}
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_what_was_good(poisoned, tmp_path):
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_names_what_is_good(poisoned, tmp_path):
+    path = tmp_path / "run"
+    clean = {**poisoned, "augment": (), "epochs": 2}
+    train(**clean, run=str(path))
+    changes = {"augment": poisoned["augment"], "epochs": 4, "override": True}
     with pytest.raises(TrainingError) as stop:
-        train(**poisoned, run=str(tmp_path / "run"), checkpoint_minutes=1e-6)
-    assert "The loss became nan at step" in str(stop.value)
+        train(run=str(path), resume=True, checkpoint_minutes=1e-6, **changes)
+    assert re.search(r"The loss became nan at step \d+, in epoch 3\.", str(stop.value))
     assert "learning rate" in str(stop.value)
-    assert "--resume --override --learning-rate" in str(stop.value)
-    restored = Checkpoints(tmp_path / "run" / "checkpoints").restore_to_go_on(pytest.fail)
+    assert "The last good checkpoint is that of epoch 2" in str(stop.value)
+    command = f"train --run {path} --resume --allow-local-code --override --learning-rate"
+    assert command in str(stop.value)
+    restored = Checkpoints(path / "checkpoints").restore_to_go_on(pytest.fail)
     assert restored is not None
-    step = int(str(stop.value).split("at step ")[1].split(",")[0])
-    assert restored.position.step == step - 1
-    for path, value in {**restored.trained, **restored.optimizer}.items():
-        assert np.isfinite(value).all(), path
-    assert json.loads((tmp_path / "run" / "state.json").read_text())["state"] == "failed"
+    assert restored.position.step == 12  # what was saved within epoch 3 is given up
+    for name, value in {**restored.trained, **restored.optimizer}.items():
+        assert np.isfinite(value).all(), name
+    assert json.loads((path / "state.json").read_text())["state"] == "failed"
+
+
+def test_a_training_that_diverged_goes_on_from_before_it_did(options, tmp_path):
+    """What is saved on the way is finite, and ruined."""
+    path = str(tmp_path / "run")
+    train(**options, run=path)
+    steep = {"learning_rate": 1e30, "checkpoint_minutes": 1e-6, "epochs": 4, "override": True}
+    with pytest.raises(TrainingError, match="The last good checkpoint is that of epoch 2"):
+        train(run=path, resume=True, **steep)
+    resumed = train(run=path, resume=True, override=True, learning_rate=1e-4)
+    assert len(resumed.history) == 4
 
 
 def test_steps_that_are_not_finite_are_skipped_on_request_and_counted(poisoned, tmp_path):

@@ -45,7 +45,7 @@ def test_a_stopped_training_ends_with_the_bytes_of_an_undisturbed_one(
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
     assert "Traceback" not in stderr
-    assert f"vgg-jax train --run {path} --resume" in stderr.splitlines()[-1]
+    assert stderr.splitlines()[-1].endswith(f"vgg-jax train --run {path} --resume")
     epochs = max(Checkpoints(path / "checkpoints").epochs(), default=0) + 2
     resumed = train(run=str(path), resume=True, epochs=epochs)
     whole = train(**{**slow_options, "epochs": epochs}, run=str(tmp_path / "whole"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -130,7 +131,7 @@ def test_what_would_change_the_result_is_named_and_goes_on_with_override_only(
 
 
 @pytest.mark.parametrize(
-    "change", [{"head": "linear"}, {"train_from": "conv4_1"}, {"optimizer": "adam"}]
+    "change", [{"head": "linear"}, {"train_from": "conv4_1"}, {"optimizer": "adam"}, {"seed": 1}]
 )
 def test_what_the_checkpoints_do_not_fit_is_refused_in_any_case(change, run):
     with pytest.raises(ConfigError, match="does not fit another"):
@@ -236,3 +237,34 @@ def test_other_augmentations_are_taken_with_override_and_kept(options, tmp_path)
     assert len(resumed.history) == 3
     recorded = json.loads((path / "run.json").read_text())["plugins"]
     assert [plugin["name"] for plugin in recorded] == ["dense256", "horizontal-flip", "Dim"]
+
+
+def test_options_that_come_too_late_are_refused(run, options, tmp_path):
+    copy = str(shutil.copytree(run.path, tmp_path / "copy"))
+    with pytest.raises(
+        ConfigError, match="completed 2 of 2 epochs; the options given change nothing"
+    ):
+        train(run=copy, resume=True, override=True, batch_size=4)
+    with pytest.raises(ConfigError, match="completed 2 of 2 epochs"):
+        train(run=copy, resume=True, epochs=1)
+    with pytest.raises(ConfigError, match="on resume"):
+        train(**options, run=str(tmp_path / "new"), override=True)
+
+
+def test_a_complete_run_that_failed_is_not_made_good_by_resuming(run, tmp_path):
+    copy = Path(shutil.copytree(run.path, tmp_path / "copy"))
+    (copy / "state.json").write_text('{"state": "failed", "reason": "Frozen parameters changed."}')
+    with pytest.raises(TrainingError, match=r"complete, but failed: Frozen"):
+        train(run=str(copy), resume=True)
+    assert summarise_run(copy).state == "failed"
+
+
+def test_the_best_is_one_that_can_be_evaluated(options, run, tmp_path):
+    copy = Path(shutil.copytree(run.path, tmp_path / "copy"))
+    best = run.best.epoch
+    shutil.rmtree(copy / "checkpoints" / f"epoch_{best}")
+    other = dataclasses.replace(run, path=copy)
+    assert other.best.epoch == 3 - best
+    summary = summarise_run(copy).best
+    assert summary is not None
+    assert summary.epoch == 3 - best

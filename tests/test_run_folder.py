@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vgg_jax import train
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import RunError
 from vgg_jax.training.run_folder import RunFolder, claim_run_path
@@ -82,7 +83,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 
 def test_an_existing_run_is_in_the_way(run, tmp_path):
-    with pytest.raises(RunError, match=r"exists\. Go on with it by .*--resume.*another --run"):
+    with pytest.raises(RunError, match=r"exists\. Go on with it .*--resume.*another --run"):
         RunFolder(run.path).refuse_existing()
     RunFolder(tmp_path).refuse_existing()  # an empty folder is not
 
@@ -94,3 +95,39 @@ def test_the_first_free_name_is_taken(tmp_path):
     assert claim_run_path(TrainConfig(data="tfds:mnist/a"), tmp_path).name == "a-dense256-1"
     here = dataclasses.replace(config, data=".")
     assert claim_run_path(here, tmp_path).name == f"{Path.cwd().name}-linear-1"
+
+
+@pytest.mark.parametrize("file", ["config.toml", "plugins/mine.py", "state.json", "run.json"])
+def test_a_folder_with_files_of_the_users_own_is_in_the_way_and_stays(file, options, tmp_path):
+    path = tmp_path / "mine" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    with pytest.raises(RunError, match="exists"):
+        train(**options, run=str(tmp_path / "mine"))
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("change", ["metrics", "link", "notes", "damaged"])
+def test_a_run_that_may_hold_something_is_no_empty_one(change, run, copy, tmp_path):
+    shutil.rmtree(copy / "checkpoints")
+    if change == "link":  # to a disk that is not there now
+        (copy / "checkpoints").symlink_to(tmp_path / "gone")
+    if change != "metrics":
+        (copy / "metrics.jsonl").write_text("")
+    if change == "notes":
+        (copy / "notes.txt").write_text("mine")
+    if change == "damaged":
+        (copy / "checkpoints" / "damaged" / "epoch_1.1").mkdir(parents=True)
+    assert not RunFolder(copy).holds_nothing()
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_holds_nothing(copy):
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "metrics.jsonl").write_text("")
+    assert RunFolder(copy).holds_nothing()
+
+
+def test_the_command_that_goes_on_can_be_pasted(tmp_path):
+    assert RunFolder(tmp_path / "my run").resume_command("--override") == (
+        f"vgg-jax train --run '{tmp_path}/my run' --resume --override"
+    )

@@ -195,3 +195,28 @@ def test_weights_made_from_a_seed_need_no_packing(options, tmp_path):
     train(**random, run=str(tmp_path / "run"))
     with pytest.raises(RunError, match="made from their seed"):
         pack_run(tmp_path / "run")
+
+
+def test_one_odd_run_spoils_no_list(copy):
+    (copy / "done" / "lock").mkdir()
+    (copy / "old" / "config.toml").unlink()
+    (copy / "old" / "config.toml").mkdir()
+    (copy / "loop").symlink_to(copy / "loop")
+    states = {run.path.name: run.state for run in list_runs(copy)}
+    assert states["done"] == "done"
+    assert states["old"] == "damaged"
+    assert states["killed"] == "interrupted"
+
+
+def test_cleaning_passes_over_a_run_that_is_taken_meanwhile(copy, monkeypatch):
+    other = shutil.copytree(copy / "failed", copy / "failed too")
+    listed = list_runs(copy)
+    monkeypatch.setattr("vgg_jax.workflows.tidy.list_runs", lambda folder: listed)
+    lock = RunLock(other)
+    lock.acquire(pytest.fail)
+    recorder = Recorder()
+    found = clean_runs(copy, delete=True, progress=recorder)
+    lock.release()
+    assert [one.path.name for one in found] == ["failed"]
+    assert any("failed too is left as it is" in note for note in recorder.notes)
+    assert other.is_dir()

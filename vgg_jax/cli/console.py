@@ -65,7 +65,7 @@ def user_errors() -> Generator[None]:
         if _Settings.tracebacks:
             traceback.print_exc()  # ends with the message
         else:
-            say(f"Error: {error}")
+            say("\n".join([f"Error: {error}", *getattr(error, "__notes__", [])]))
         raise typer.Exit(EXIT_FAILED) from error
     except KeyboardInterrupt:
         _exit_interrupted()

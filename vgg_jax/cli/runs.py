@@ -93,7 +93,8 @@ def show(
                 for name, one in change["options"].items()
             )
             print_line(
-                f"  overridden in epoch {change['epoch']}, after step {change['step']}: {changed}"
+                f"  overridden in epoch {change['epoch']}, after step {change['step']}:"
+                f" {changed or 'other data'}"
             )
         if described.history:
             best = summary.best
@@ -105,7 +106,7 @@ def show(
             )
         print_line(f"\nCheckpoints: {', '.join(described.checkpoints) or 'none'}")
         if summary.state in ("interrupted", "failed"):
-            print_line(f"Go on with it: vgg-jax train --run {run} --resume")
+            print_line(f"Go on with it: {described.resume_command}")
 
 
 @runs.command()

@@ -118,9 +118,10 @@ class CheckpointStore:
 
     def _check_space(self, arrays: Arrays) -> None:
         """Raise OSError where the disk is too full: Orbax would say less, and at more length."""
-        needed = sum(value.nbytes for held in arrays.values() for value in held.values())
+        values = [value for held in arrays.values() for value in held.values()]
+        needed = sum(value.nbytes for value in values) + _SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
-        if free < needed + _SPARE_BYTES:
+        if free < needed:
             raise OSError(
                 f"No space left on device: {format_bytes(needed)} are needed, {format_bytes(free)}"
                 " are free."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,12 +120,13 @@ class Checkpoints:
         """Delete the checkpoints that need not stay, once later ones are complete."""
         if self._position is None:
             return  # somebody else's to delete
-        epochs = self.epochs()
-        for epoch in epochs[:-2]:
-            if epoch != _best(self._position.history, epochs):
-                self._epochs.remove(epoch)
-        for step in self._unfinished.numbers()[:-1]:
-            self._unfinished.remove(step)
+        epochs, steps = self.epochs(), self._unfinished.numbers()
+        with suppress(RunError):  # where one cannot be deleted now, a later time will do
+            for epoch in epochs[:-2]:
+                if epoch != _best(self._position.history, epochs):
+                    self._epochs.remove(epoch)
+            for step in steps[:-1]:
+                self._unfinished.remove(step)
 
     def drop_unfinished(self) -> None:
         """Delete the checkpoint within an epoch, for a training that does not go on from there.
@@ -304,7 +306,7 @@ def _set_aside(
     store: CheckpointStore, number: int, error: RunError, warn: Callable[[str], None]
 ) -> None:
     place = store.set_aside(number)
-    warn(f"{_first_line(error).rstrip('.')}. It was moved to {place}; an earlier one is used.")
+    warn(f"{_first_line(error).rstrip('.')}. It was moved to {place}, and is not used.")
 
 
 def _first_line(error: Exception) -> str:

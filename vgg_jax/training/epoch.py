@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.config import OnNan
-from vgg_jax.errors import TrainingError, TrainingInterrupted
+from vgg_jax.errors import RunError, TrainingError, TrainingInterrupted
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.interruption import Interruption
@@ -124,7 +125,7 @@ class Epoch:
         )
         if not math.isfinite(metrics.validation_loss):
             what = f"The validation loss of epoch {metrics.epoch} is {metrics.validation_loss}."
-            raise TrainingError(f"{what}\n{_USUAL_CAUSES}\n{self._last_good}")
+            raise TrainingError(f"{what}\n{_USUAL_CAUSES}\n{self._give_up_epoch()}")
         return state, metrics
 
     def _train(self, state: TrainState) -> tuple[TrainState, Totals]:
@@ -175,7 +176,7 @@ class Epoch:
             self._run.checkpoints.wait()
             raise TrainingInterrupted(
                 f"Interrupted in epoch {position.epoch}, after step {position.step}, which is"
-                f" saved. Go on with `vgg-jax train --run {self._run.path} --resume`.",
+                f" saved. Go on with: {self._run.resume_command()}",
                 signal_number,
             )
 
@@ -188,29 +189,31 @@ class Epoch:
             value = f"became {loss}" if not math.isfinite(loss) else "was not finite"
             raise TrainingError(
                 f"The {what} {value} at step {step}, in epoch {self._start.epoch}.\n{_USUAL_CAUSES}"
-                f"\n{self._last_good}"
+                f"\n{self._give_up_epoch()} (--on-nan skip leaves such steps out.)"
             )
         return sums
 
-    @property
-    def _last_good(self) -> str:
+    def _give_up_epoch(self) -> str:
+        """Drop what was saved within the epoch, and say what a training can go on from.
+
+        Parameters grow before they are not finite, so that what was saved in between is of no use.
+        """
         checkpoints = self._run.checkpoints
-        checkpoints.wait()
-        if checkpoints.is_empty():
-            return "Nothing was saved before it, so train anew."
+        with suppress(RunError):  # the failure at hand says more
+            checkpoints.wait()
+            checkpoints.drop_unfinished()
+        epochs = checkpoints.epochs()
+        if not epochs:
+            return "No epoch was completed before it, so train anew."
         return (
-            f"What was saved before it is sound. Go on from there with `vgg-jax train --run"
-            f" {self._run.path} --resume --override --learning-rate …`, or leave such steps out"
-            " with --on-nan skip."
+            f"The last good checkpoint is that of epoch {epochs[-1]}. Go on from there:"
+            f" {self._run.resume_command('--override --learning-rate …')}"
         )
 
     def _advice(self, batch_size: int) -> str:
         if self._run.checkpoints.is_empty():
             return f"train again with --batch-size {batch_size}"
-        return (
-            f"go on with `vgg-jax train --run {self._run.path} --resume --override --batch-size"
-            f" {batch_size}`"
-        )
+        return self._run.resume_command(f"--override --batch-size {batch_size}")
 
 
 _USUAL_CAUSES = (

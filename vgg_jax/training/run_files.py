@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shlex
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -86,6 +88,14 @@ class RunFiles:
         """The folder of converted weights that the run carries, or None."""
         folder = self.path / BACKBONE_FOLDER
         return str(folder) if folder.is_dir() else None
+
+    def resume_command(self, options: str = "") -> str:
+        """Return the command that goes on with the run, to be pasted into a shell."""
+        command = f"vgg-jax train --run {shlex.quote(str(self.path))} --resume"
+        with suppress(RunError):
+            if any("file" in plugin for plugin in self.read_record().plugins):
+                command += " --allow-local-code"
+        return f"{command} {options}".rstrip()
 
     def write_config(self, config: ResolvedConfig) -> None:
         """Write the configuration, resolved, as TOML."""
@@ -178,8 +188,7 @@ class RunFiles:
             return []
         except (OSError, ValueError, TypeError) as error:
             raise RunError(
-                f"{file} cannot be read: {error}. `vgg-jax train --run {self.path} --resume` writes"
-                " it anew."
+                f"{file} cannot be read: {error}. {self.resume_command()} writes it anew."
             ) from error
 
     @contextmanager
@@ -216,7 +225,10 @@ class RunFiles:
         """Write a file of the run, whole or not at all."""
         scratch = self.path / f"{name}{SCRATCH}"
         try:
-            scratch.write_text(text, encoding="utf-8")
+            with scratch.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut may leave an empty file under the name
             scratch.replace(self.path / name)
         except OSError as error:
             raise self.not_written(error) from error

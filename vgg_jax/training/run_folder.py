@@ -16,6 +16,7 @@ from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_files import (
+    BACKBONE_FOLDER,
     CONFIG_FILE,
     METRICS_FILE,
     RECORD_FILE,
@@ -34,9 +35,10 @@ if TYPE_CHECKING:  # it brings Optax, which a prediction does without
 
 CHECKPOINTS_FOLDER = "checkpoints"
 _FILES_BEFORE_THE_FIRST_CHECKPOINT = {
-    *(CONFIG_FILE, RECORD_FILE, METRICS_FILE, STATE_FILE),
+    *(CONFIG_FILE, RECORD_FILE, METRICS_FILE, STATE_FILE, BACKBONE_FOLDER),
     *(CHECKPOINTS_FOLDER, PLUGINS_FOLDER),
 }
+_FIRST_FILES = {LOCK_FILE, f"{RECORD_FILE}{SCRATCH}"}
 _PACKAGES = ("vgg-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 
 
@@ -76,13 +78,14 @@ class RunFolder(RunFiles):
         """
         self.refuse_existing()
         try:
-            for name in _FILES_BEFORE_THE_FIRST_CHECKPOINT:
-                _remove(self.path / name)
+            for path in self.path.iterdir():
+                if path.name not in (LOCK_FILE, RECORD_FILE):
+                    _remove(path)
+            self.write_record(record)  # first: by it the folder is known for a run
             copy_local_plugins(config, self.path)
         except OSError as error:
             raise self.not_written(error) from error
         self.write_config(config)
-        self.write_record(record)
 
     def exchange_plugins(self, record: RunRecord, config: ResolvedConfig) -> list[dict[str, Any]]:
         """Return the plugins of `record` with the augmentations of `config` for those it had.
@@ -102,20 +105,36 @@ class RunFolder(RunFiles):
 
         An empty folder is not, nor is a run that was ended before its first checkpoint.
         """
-        if not self.path.exists() or self.holds_nothing():
+        if not self.path.exists() or self._is_empty() or self.holds_nothing():
             return
         raise RunError(
-            f"The run folder {self.path} exists. Go on with it by `vgg-jax train --run"
-            f" {self.path} --resume`, or name another --run."
+            f"The run folder {self.path} exists. Go on with it ({self.resume_command()}), or name"
+            " another --run."
         )
 
-    def holds_nothing(self) -> bool:
-        """Tell whether the folder holds nothing but what a run has before its first checkpoint."""
+    def _is_empty(self) -> bool:
+        """Tell whether there is nothing but what is written before `run.json`."""
         if not self.path.is_dir():
             return False
-        names = {path.name.removesuffix(SCRATCH) for path in self.path.iterdir()}
+        return {path.name for path in self.path.iterdir()} <= _FIRST_FILES
+
+    def holds_nothing(self) -> bool:
+        """Tell whether this is a run of ours that was ended before its first checkpoint.
+
+        Anything else in it, or any doubt, and it holds something.
+        """
+        try:
+            record = self.read_record()
+            history = self.read_metrics()
+            paths = [*self.path.iterdir()]
+        except (RunError, OSError):
+            return False
+        names = {path.name.removesuffix(SCRATCH) for path in paths}
         return (
-            names <= {*_FILES_BEFORE_THE_FIRST_CHECKPOINT, LOCK_FILE}
+            not record.converted_from
+            and not history
+            and names <= {*_FILES_BEFORE_THE_FIRST_CHECKPOINT, LOCK_FILE}
+            and not any(path.is_symlink() for path in paths)
             and self.checkpoints.is_empty()
             and not self.checkpoints.damaged()
         )

@@ -199,8 +199,8 @@ class RunLock:
             now = Holder.from_bytes(self._path.read_bytes())
         except FileNotFoundError as error:
             raise RunError(
-                f"{self._path} is gone: the run was deleted or moved while it was being trained."
-                " The training ends; nothing was written since."
+                f"{self._path} is gone: it, or the run, was deleted or moved while it was being"
+                " trained. The training ends; nothing was written since."
             ) from error
         except OSError as error:
             raise RunError(f"{self._path} cannot be read: {error.strerror}.") from error
@@ -234,8 +234,10 @@ class RunLock:
             if holder is None or (by_kernel and holder.is_on_this_machine):
                 return None
             # Another machine's: a listing does not wait for its beat, but looks at the clock.
-            age = time.time() - os.fstat(file).st_mtime
+            age = abs(time.time() - os.fstat(file).st_mtime)
             return holder if age < 4 * _BEATS_MISSED * SECONDS_BETWEEN_BEATS else None
+        except IsADirectoryError:
+            return None
         except BlockingIOError:
             return Holder.from_bytes(_content(file)) or Holder("this machine", "", 0, "")
         finally:

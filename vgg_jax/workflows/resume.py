@@ -9,7 +9,7 @@ from typing import Any
 
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet
-from vgg_jax.errors import ConfigError, DataError
+from vgg_jax.errors import ConfigError, DataError, TrainingError
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored
@@ -27,8 +27,8 @@ from vgg_jax.workflows.session import Session, chain_of
 
 # These change no number, or only how far the training goes; weights are compared by digest.
 _MAY_CHANGE = {"epochs", "run", "weights", "checkpoint_minutes", "reader_threads", "on_nan"}
-# What is saved does not fit others of these.
-_MUST_STAY = {"head", "train_from", "optimizer"}
+# What is saved does not fit others of these; the seed decides which pictures were held back.
+_MUST_STAY = {"head", "train_from", "optimizer", "seed"}
 
 
 def resume_training(
@@ -71,10 +71,7 @@ def resume_training(
         run.write_metrics(position.history)
         before, config = config, dataclasses.replace(config, **changes)
         if len(position.history) >= config.epochs:
-            progress.note(
-                f"{run.path} is complete: {len(position.history)} epochs. More by --epochs."
-            )
-            run.write_state(RunState("done"))  # in case it was killed before it could say so
+            _finish(run, position, before, changes, progress)
             return Run(run.path, list(position.history))
         data = open_training_data(config, progress)
         _check_data(record, config, data, other=override and bool(options.get("data")))
@@ -128,12 +125,34 @@ def _refuse(config: ResolvedConfig, changes: Mapping[str, Any], *, override: boo
     )
     if refused & _MUST_STAY:
         raise ConfigError(
-            f"{differences}: what is saved does not fit another. Leave it out, or train a new run."
+            f"{differences}: what is trained so far does not fit another. Leave it out, or train a"
+            " new run."
         )
     raise ConfigError(
         f"{differences}. That would change the result. Leave it out, train a new run, or go on with"
         " it all the same: --override."
     )
+
+
+def _finish(
+    run: RunFolder,
+    position: Position,
+    before: ResolvedConfig,
+    changes: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """Say that a run is complete; refuse options that would have to change what is done."""
+    count = len(position.history)
+    if changes.keys() - (_MAY_CHANGE - {"epochs"}):
+        raise ConfigError(
+            f"{run.path} has completed {count} of {before.epochs} epochs; the options given change"
+            " nothing in them. Name more --epochs, or leave the options out."
+        )
+    recorded = run.read_state()
+    if recorded is not None and recorded.state == "failed":
+        raise TrainingError(f"{run.path} is complete, but failed: {recorded.reason}")
+    run.write_state(RunState("done"))  # in case it was killed before it could say so
+    progress.note(f"{run.path} is complete: {count} epochs. More by --epochs.")
 
 
 def _where(run: RunFolder, restored: Restored | None) -> str:

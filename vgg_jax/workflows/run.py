@@ -10,6 +10,7 @@ from vgg_jax.data.examples import Split
 from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.metrics import Evaluation
 from vgg_jax.workflows.evaluate import evaluate
+from vgg_jax.workflows.runs import best_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,11 @@ class Run:
 
     @property
     def best(self) -> EpochMetrics:
-        """The epoch of highest validation accuracy; of equals the lowest loss, then the latest."""
-        return max(self.history, key=lambda metrics: metrics.rank)
+        """The epoch of highest validation accuracy; of equals the lowest loss, then the latest.
+
+        Of those whose checkpoint is there: it is what `evaluate` takes.
+        """
+        return best_of(self.history, self.path) or self.history[-1]
 
     def evaluate(self, data: str | None = None, split: Split = "test") -> Evaluation:
         """Evaluate the best epoch's classifier, on a split of the run's own data by default."""

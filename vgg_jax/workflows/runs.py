@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,7 @@ class RunDescription:
         record: The content of `run.json`.
         history: What each completed epoch gave.
         checkpoints: Names of the checkpoints, the damaged ones among them.
+        resume_command: What goes on with it.
     """
 
     summary: RunSummary
@@ -65,6 +66,7 @@ class RunDescription:
     record: dict[str, Any]
     history: list[EpochMetrics]
     checkpoints: list[str]
+    resume_command: str
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -94,9 +96,16 @@ def list_runs(folder: Path = RUNS_FOLDER) -> list[RunSummary]:
 
 def run_folders(folder: Path) -> Iterator[Path]:
     """Yield the runs in a folder, and the folder itself if it is one."""
-    if (folder / RECORD_FILE).exists():
+    if _is_run(folder):
         yield folder
-    yield from (path for path in sorted(folder.iterdir()) if (path / RECORD_FILE).exists())
+    yield from (path for path in sorted(folder.iterdir()) if _is_run(path))
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return (folder / RECORD_FILE).exists()
+    except PermissionError:
+        return True  # and a damaged one
 
 
 def summarise_run(path: Path) -> RunSummary:
@@ -109,20 +118,26 @@ def summarise_run(path: Path) -> RunSummary:
         wanted = int(read_toml(path / CONFIG_FILE)["epochs"])
         history = files.read_metrics()
         state, detail = _state(files, bool(record.converted_from), len(history) >= wanted)
-    except (VggJaxError, KeyError, TypeError, ValueError) as error:
+    except (VggJaxError, OSError, KeyError, TypeError, ValueError) as error:
         state, detail = "damaged", str(error).splitlines()[0]
-    written = [path / name for name in (METRICS_FILE, STATE_FILE, RECORD_FILE)]
-    times = [file.stat().st_mtime for file in written if file.exists()]
+    times = [_changed(path / name) for name in (METRICS_FILE, STATE_FILE, RECORD_FILE)]
     return RunSummary(
         path=path,
         state=state,
         detail=detail,
         epochs=len(history),
         epochs_wanted=wanted,
-        best=max(history, key=lambda metrics: metrics.rank, default=None),
-        age_seconds=max(time.time() - max(times, default=0.0), 0.0),
+        best=best_of(history, path),
+        age_seconds=max(time.time() - max(times), 0.0),
         bytes=size_of(path),
     )
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _state(files: RunFiles, converted: bool, complete: bool) -> tuple[Became, str]:
@@ -157,16 +172,24 @@ def describe_run(path: Path) -> RunDescription:
             for pattern in ("epoch_*", "unfinished/step_*", "**/damaged/*")
             for found in (path / "checkpoints").glob(pattern)
         ),
+        resume_command=files.resume_command(),
     )
 
 
+def best_of(history: Iterable[EpochMetrics], run: Path) -> EpochMetrics | None:
+    """Return the best of the epochs whose checkpoint is there; None without any."""
+    folder = run / "checkpoints"
+    kept = [metrics for metrics in history if (folder / f"epoch_{metrics.epoch}").is_dir()]
+    return max(kept, key=lambda metrics: metrics.rank, default=None)
+
+
 def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder; what vanishes meanwhile is none."""
+    """Return the bytes of a file, or of all files in a folder; what cannot be seen is none."""
     total = 0
     for file in (path, *path.rglob("*")) if path.is_dir() else (path,):
         try:
             if not file.is_dir():
                 total += file.lstat().st_size
-        except FileNotFoundError:
+        except OSError:
             continue
     return total

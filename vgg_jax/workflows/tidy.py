@@ -58,10 +58,14 @@ def clean_runs(
         run = RunFolder(summary.path)
         superfluous = _superfluous(run)
         if superfluous and delete:
-            with run.locked(note):
-                superfluous = _superfluous(run)
-                for one in superfluous:
-                    _delete(one.path)
+            try:
+                with run.locked(note):
+                    superfluous = _superfluous(run)
+                    for one in superfluous:
+                        _delete(one.path)
+            except RunError as error:
+                note(f"{run.path} is left as it is: {error}")
+                continue
         found += superfluous
     return found
 
@@ -71,6 +75,8 @@ def _superfluous(run: RunFolder) -> list[Superfluous]:
         return [Superfluous(run.path, "run without any checkpoint", size_of(run.path))]
     found = [(path, "damaged checkpoint") for path in run.checkpoints.damaged()]
     found += [(path, "half written checkpoint") for path in run.checkpoints.leftovers()]
+    partial = run.path / f"{BACKBONE_FOLDER}{SCRATCH}"
+    found += [(partial, "half written backbone")] if partial.is_dir() else []
     return [Superfluous(path, why, size_of(path)) for path, why in found]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vgg_jax.config import TrainConfig
+from vgg_jax.errors import ConfigError
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.interruption import Interruption
@@ -43,6 +44,8 @@ def train(
         VggJaxError: If an option, the data, the weights or the run folder cannot be used.
     """
     progress = progress or Progress()
+    if override and not resume:
+        raise ConfigError("override changes options of a run on resume; without it, leave it out.")
     if resume:
         return resume_training(
             options, progress, override=override, allow_local_code=allow_local_code
