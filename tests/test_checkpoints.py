@@ -10,13 +10,20 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from training_runs import spoil
 
 from vgg_jax.errors import RunError, TrainingError
+from vgg_jax.model.classifier import build_classifier, make_functional
+from vgg_jax.model.freezing import label_parameters
+from vgg_jax.model.vgg16 import VGG16
+from vgg_jax.plugin_choices import PluginChoice
 from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.checkpoints import Checkpoints, fill_leaves, leaves_by_path
+from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import EarlyStopping, Position
 from vgg_jax.training.steps import TrainState
+from vgg_jax.workflows.runs import size_of
 
 
 def metrics(epoch, accuracy, loss=1.0) -> EpochMetrics:
@@ -228,3 +235,31 @@ def test_the_folder_is_made_with_the_first_checkpoint(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.epochs() == []
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "boundary", "most_mb"), [("dense256", "conv5_1", 110), ("linear", "head", 1)]
+)
+def test_a_checkpoint_of_the_full_width_is_as_small_as_what_is_trained(
+    tmp_path, head, boundary, most_mb
+):
+    def build():
+        backbone = VGG16(1, rngs=nnx.Rngs(0))
+        choice = PluginChoice(head)
+        return build_classifier(
+            backbone, choice, num_classes=5, image_size=224, boundary=boundary, seed=0
+        )
+
+    _, parameters = make_functional(nnx.eval_shape(build))
+    labels = label_parameters(parameters, boundary)
+    trained = {
+        path: jnp.zeros(value.shape)
+        for path, value in parameters.items()
+        if labels[path] == "trained"
+    }
+    optimizer = make_optimizer("rmsprop", learning_rate=1e-5, weight_decay=0.0).init(trained)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    first = TrainState(trained, optimizer, jnp.asarray(10, jnp.uint32))
+    checkpoints.save_epoch(after(metrics(1, 0.5)), first)
+    checkpoints.close()
+    assert size_of(tmp_path) < most_mb * 1e6
