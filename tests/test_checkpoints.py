@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from training_runs import spoil
 
+from vgg_jax.cache import size_of
 from vgg_jax.errors import RunError, TrainingError
 from vgg_jax.model.classifier import build_classifier, make_functional
 from vgg_jax.model.freezing import label_parameters
@@ -23,7 +24,6 @@ from vgg_jax.training.checkpoints import Checkpoints, fill_leaves, leaves_by_pat
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import EarlyStopping, Position
 from vgg_jax.training.steps import TrainState
-from vgg_jax.workflows.runs import size_of
 
 
 def metrics(epoch, accuracy, loss=1.0) -> EpochMetrics:

@@ -62,6 +62,10 @@ class DataError(VggJaxError):
     """A data set or one of its pictures cannot be used."""
 
 
+class CacheError(VggJaxError):
+    """Something cannot be kept in the cache; whoever wanted it kept can go on without."""
+
+
 class RunError(VggJaxError):
     """A run folder is missing, in the way, incomplete, damaged or of another version."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from vgg_jax.cache import size_of
 from vgg_jax.config import read_toml
 from vgg_jax.errors import RunError, VggJaxError
 from vgg_jax.progress import EpochMetrics
@@ -181,15 +182,3 @@ def best_of(history: Iterable[EpochMetrics], run: Path) -> EpochMetrics | None:
     folder = run / "checkpoints"
     kept = [metrics for metrics in history if (folder / f"epoch_{metrics.epoch}").is_dir()]
     return max(kept, key=lambda metrics: metrics.rank, default=None)
-
-
-def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder; what cannot be seen is none."""
-    total = 0
-    for file in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        try:
-            if not file.is_dir():
-                total += file.lstat().st_size
-        except OSError:
-            continue
-    return total

@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from vgg_jax.cache import size_of
 from vgg_jax.errors import RunError
 from vgg_jax.progress import Progress, format_bytes
 from vgg_jax.training.run_files import BACKBONE_FOLDER, SCRATCH
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.workflows.backbone import open_backbone, open_run_backbone
-from vgg_jax.workflows.runs import RUNS_FOLDER, list_runs, size_of
+from vgg_jax.workflows.runs import RUNS_FOLDER, list_runs
 
 
 @dataclasses.dataclass(frozen=True)
