@@ -496,6 +496,30 @@ def test_a_table_that_is_removed_while_it_is_opened_is_made_anew(tmp_path, monke
         assert numbers_read(table, 1, 2) == {2}
 
 
+def test_only_what_was_meant_is_removed(tmp_path, monkeypatch):
+    """Between opening and locking it another process removes the table, a third makes it anew."""
+    folder = fill(tmp_path, 1)
+    lock, meddled = table_folders._lock, []
+
+    def lock_late(file: int, how: int) -> bool:
+        if not meddled:
+            meddled.append(True)
+            assert remove(folder)
+            meddled.append(open_table(tmp_path))
+        return lock(file, how)
+
+    monkeypatch.setattr(table_folders, "_lock", lock_late)
+    assert not remove(folder)
+    monkeypatch.undo()
+    with closing(meddled[1]) as table:
+        table.append(*some_rows(2))
+        table.flush()
+        assert numbers_read(table, 1, 2) == {2}
+    assert remove(folder)
+    assert not remove(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_locks_all_but_tables_in_use_works(tmp_path, monkeypatch):
     def no_locks(file: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

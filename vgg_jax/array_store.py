@@ -61,7 +61,7 @@ class ArrayTable:
         """Open a table, which is made if it does not exist.
 
         Args:
-            root: Folder of the tables of a kind, such as `cache_folder() / "features"`.
+            root: Folder of the tables of a kind, such as `cache_folder() / FEATURES`.
             settings: All that rows depend on beside their ids, as JSON values.
             shape: Of a row.
             dtype: Of a row. What NumPy has no name for in files, such as bfloat16, is stored as

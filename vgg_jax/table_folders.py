@@ -25,6 +25,8 @@ from typing import Any
 from vgg_jax.array_shards import PARTIAL_PREFIX, rows_in
 from vgg_jax.cache import size_of
 
+FEATURES = "features"
+KINDS = (FEATURES,)
 USED_FILE, DESCRIPTION_FILE = "used", "table.json"
 _DIGEST_CHARACTERS = 32
 _DIGEST = re.compile(rf"[0-9a-f]{{{_DIGEST_CHARACTERS}}}")
@@ -162,21 +164,27 @@ def is_held(folder: Path) -> bool:
 
 
 def remove(folder: Path) -> bool:
-    """Remove a table; returns False, and removes nothing, if a process has it open.
+    """Remove a table; returns False, and removes nothing, if a process has it open or it is gone.
 
     Raises:
         OSError: If it cannot be removed.
     """
-    file = os.open(folder / USED_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        file = os.open(folder / USED_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except FileNotFoundError:
+        return False
     try:
         _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_file_of(file, folder):
+            return False  # another process has removed it, and a third one may have made it anew
         # Renamed first, so that nobody ever opens a part of it.
         removed = folder.rename(folder.with_name(f"{_REMOVED_PREFIX}{uuid.uuid4().hex}"))
     except BlockingIOError:
         return False
     finally:
         os.close(file)
-    shutil.rmtree(removed)
+    with suppress(FileNotFoundError):  # another process took it for a left-over
+        shutil.rmtree(removed)
     return True
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, TextIO
 import typer
 
 from vgg_jax.cli.augment_preview import augment_preview
+from vgg_jax.cli.cache import cache
 from vgg_jax.cli.console import EXIT_FAILED, exit_at_once_on_ctrl_c, say, show_tracebacks
 from vgg_jax.cli.convert_weights import convert_weights
 from vgg_jax.cli.evaluate import evaluate
@@ -37,6 +38,7 @@ app.command("export-weights")(export_weights)
 app.command("augment-preview")(augment_preview)
 app.add_typer(runs, name="runs")
 app.add_typer(plugins, name="plugins")
+app.add_typer(cache, name="cache")
 
 
 def _print_version(wanted: bool) -> None:

@@ -35,6 +35,7 @@ LocalCodeOption = Annotated[
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 _SECONDS_BETWEEN_LINES = 10.0
+_AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 class _Settings:
@@ -138,6 +139,14 @@ def print_line(text: str) -> None:
 def print_json(result: Any) -> None:
     """Print a result as one JSON object."""
     print_line(json.dumps(result))
+
+
+def format_age(seconds: float) -> str:
+    """Say how long ago something was, in its largest unit."""
+    for size, unit in _AGES:
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return "now"
 
 
 def print_table(header: list[str], rows: list[list[str]], left: int = 1) -> None:

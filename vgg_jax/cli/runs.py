@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from vgg_jax.cli.console import (
     WeightsOption,
     console_progress,
+    format_age,
     print_json,
     print_line,
     print_table,
@@ -21,8 +22,6 @@ from vgg_jax.progress import EpochMetrics, format_bytes
 
 if TYPE_CHECKING:
     from vgg_jax.workflows.runs import RunSummary
-
-_AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 class _ListByDefault(TyperGroup):
@@ -165,7 +164,7 @@ def _row(run: RunSummary) -> list[str]:
             ]
         ),
         format_bytes(run.bytes),
-        _age(run.age_seconds),
+        format_age(run.age_seconds),
     ]
 
 
@@ -179,11 +178,3 @@ def _epoch_row(metrics: EpochMetrics, is_best: bool) -> list[str]:
         f"{metrics.seconds:.1f}",
         "best" if is_best else "",
     ]
-
-
-def _age(seconds: float) -> str:
-    """Say how long ago something was, in its largest unit."""
-    for size, unit in _AGES:
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return "now"
