@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -342,6 +343,38 @@ def test_a_picture_that_changes_while_in_use_is_not_read(tmp_path):
             one.read(i)
     path.write_bytes(image_bytes(77))
     assert examples.read(2) == image_bytes(77)
+
+
+def test_digests_tell_contents_classes_and_order(tmp_path):
+    original = write_splits(tmp_path / "one", train=CLASSES, val=CLASSES)
+
+    def digests(change: Callable[[Path], object]) -> list[str]:
+        folder = Path(shutil.copytree(original, tmp_path / "other"))
+        change(folder / "train")
+        found = open_folder(folder).digests
+        shutil.rmtree(folder)
+        assert list(found) == ["train", "validation"]
+        return list(found.values())
+
+    def moved(old: str, new: str) -> Callable[[Path], object]:
+        return lambda train: (train / old).rename(train / new)
+
+    same = list(open_folder(original).digests.values())
+    assert [len(digest) for digest in same] == [32, 32]
+    assert digests(lambda train: None) == same  # the place of the folder
+    assert digests(moved("cat/001.jpg", "cat/001b.png")) == same  # a name in the same order
+    for change in (
+        lambda train: (train / "cat" / "001.jpg").write_bytes(image_bytes(9)),
+        lambda train: (train / "cat" / "001.jpg").unlink(),
+        moved("cat/001.jpg", "cat/009.jpg"),  # the same pictures in another order
+        moved("cat/003.jpg", "dog/000.jpg"),  # the same order, but another class
+    ):
+        train, validation = digests(change)
+        assert train != same[0]
+        assert validation == same[1]
+    # The bytes are the same on each machine.
+    fixed = DataSet("", ("a", "b"), {"train": examples_of([b"x", b"y", b"z"], [0, 1, 1])})
+    assert fixed.digest("train") == "f0ea860d548075b6b6f9c74b27876181"
 
 
 def test_content_hashes_are_64_bits_and_stable():
