@@ -89,7 +89,7 @@ def test_resuming_notices_changed_data(options, photos, tmp_path):
     path = tmp_path / "run"
     train(**{**options, "data": str(copy), "epochs": 1}, run=str(path))
     (copy / "train" / "rings" / "3.png").unlink()
-    with pytest.raises(DataError, match="have changed: the run started with"):
+    with pytest.raises(DataError, match="not those of the run: train had 21 pictures and has 20"):
         train(run=str(path), resume=True, epochs=2)
 
 

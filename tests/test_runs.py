@@ -106,6 +106,9 @@ def test_show_tells_how_to_go_on(many):
     assert done.exit_code == 0, done.output
     assert "interrupted" in done.stdout
     assert "batch_size = 8" in done.stdout
+    assert re.search(
+        r"examples = 21 train \(\w{12}\), 9 validation \(\w{12}\), 9 test", done.stdout
+    )
     assert "unfinished/step_4" in done.stdout
     assert f"vgg-jax train --run {many / 'stopped'} --resume" in done.stdout
     assert "--resume" not in CliRunner().invoke(app, ["runs", "show", str(many / "done")]).stdout

@@ -18,6 +18,7 @@ from vgg_jax.contract import BatchAugmentation, HostAugmentation
 from vgg_jax.data.decode import decode_image, resize_image
 from vgg_jax.errors import ConfigError, DataError
 from vgg_jax.plugin_choices import parse_choice
+from vgg_jax.progress import Progress
 from vgg_jax.training.losses import example_losses, probabilities, share_losses
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import example_keys, mixing_key
@@ -70,13 +71,10 @@ def test_a_preview_shows_what_a_training_sees(run, options):
     )
     assert shown.shape == (5, 3, 32, 32, 3)
 
-    class Silent:
-        note = staticmethod(lambda text: None)
-
     config = dataclasses.replace(
         RunFolder(run.path).read_config(), seed=3, image_size=32, augment=tuple(CHAIN), fill="wrap"
     )
-    examples = open_training_data(config, Silent()).splits["train"]  # pyright: ignore
+    examples = open_training_data(config, Progress()).splits["train"]
     chain = build_chain(choices, fill="wrap")
     rows = [int(np.argmax(examples.labels == label)) for label in range(3)] + [1, 2]
     for epoch in (1, 2):
@@ -183,10 +181,7 @@ def test_views_are_averaged(run, augment):
     classifier = load_classifier(run.path)
     chain = build_chain([parse_choice(text) for text in augment])
 
-    class Silent:
-        note = staticmethod(lambda text: None)
-
-    examples = open_training_data(config, Silent()).splits["validation"]  # pyright: ignore
+    examples = open_training_data(config, Progress()).splits["validation"]
     found = evaluate(run.path, augment=augment, views=3, split="validation")
     shares = []
     for view in (1, 2, 3):

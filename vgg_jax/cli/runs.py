@@ -86,6 +86,8 @@ def show(
         for name, value in described.config.items():
             print_line(f"  {name} = {value!r}")
         print_line(f"  classes = {', '.join(described.record['class_names'])}")
+        if described.record["examples"]:
+            print_line(f"  examples = {_examples(described.record)}")
         for change in described.record["overrides"]:
             changed = ", ".join(
                 f"{name} {one['before']!r} -> {one['after']!r}"
@@ -145,6 +147,13 @@ def pack(
         from vgg_jax.workflows.tidy import pack_run
 
         print_line(str(pack_run(run, weights, console_progress())))
+
+
+def _examples(record: dict[str, Any]) -> str:
+    """Say how many examples each split has, and the beginning of its digest, where it has one."""
+    digests = {split: f" ({digest[:12]})" for split, digest in record["data_digests"].items()}
+    counts = record["examples"].items()
+    return ", ".join(f"{count} {split}{digests.get(split, '')}" for split, count in counts)
 
 
 def _row(run: RunSummary) -> list[str]:

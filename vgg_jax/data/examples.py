@@ -6,15 +6,20 @@ import collections
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
 
 from vgg_jax.errors import DataError
+from vgg_jax.progress import Progress
 
 Split = Literal["train", "validation", "test"]
 _HOLD_BACK = 1  # keeps these draws apart from others of the same seed
+_READERS = 8  # threads: reading and hashing do without the interpreter's lock, and a disk can queue
+_AT_A_TIME = 32  # pictures: few enough for progress on a slow disk, and for a quick end at Ctrl-C
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 SPLIT_NAMES: Mapping[str, Split] = {
     "train": "train",
@@ -28,6 +33,10 @@ SPLIT_NAMES: Mapping[str, Split] = {
 def content_hash(data: bytes) -> int:
     """Return a 64-bit hash of a picture's bytes: who an example is, whatever its name and place."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def _content(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 class Examples:
@@ -52,6 +61,7 @@ class Examples:
         self.labels = np.asarray(labels, np.int32)
         self._read = read
         self._sizes = sizes
+        self._contents: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -61,36 +71,91 @@ class Examples:
         """Return the bytes of the picture at position `i`, as they are stored.
 
         Raises:
-            DataError: If they cannot be read.
+            DataError: If they cannot be read, or are no longer those of `contents`, where these are
+                known: what is kept under a content must be of that content.
         """
-        return self._read(i)
+        data = self._read(i)
+        if self._contents is not None and _content(data) != self._contents[i].tobytes():
+            raise DataError(
+                f"{self.names[i]}: was changed while it was in use. Put it back as it was, or start"
+                " anew."
+            )
+        return data
+
+    @property
+    def contents(self) -> np.ndarray:
+        """uint8 `[N, 16]`: a 128-bit BLAKE2b of each picture's bytes, all read when first used.
+
+        Raises:
+            DataError: If a picture cannot be read; names it.
+        """
+        return self.learn_contents(lambda count: None)
+
+    def learn_contents(self, done: Callable[[int], None]) -> np.ndarray:
+        """Return `contents`; `done` is told of pictures as they are read, if they have to be."""
+        if self._contents is None:
+            positions = range(len(self))
+            parts = [positions[i : i + _AT_A_TIME] for i in positions[::_AT_A_TIME]]
+            contents = np.empty((len(self), 16), np.uint8)
+            with ThreadPoolExecutor(_READERS) as readers:
+                for part, found in zip(parts, readers.map(self._contents_of, parts), strict=True):
+                    contents[part] = np.frombuffer(found, np.uint8).reshape(-1, 16)
+                    done(len(part))
+            self._contents = contents
+        return self._contents
+
+    def _contents_of(self, positions: range) -> bytes:
+        return b"".join(_content(self.read(i)) for i in positions)
 
     @functools.cached_property
     def occurrences(self) -> np.ndarray:
         """int32 `[N]`: 0 for the first example with some content, 1 for the second, and so on.
 
-        With the content's hash it tells examples apart that are byte for byte the same. Only
-        pictures of equal size can be, so only these are read.
+        With the content's hash it tells examples apart that are byte for byte the same.
         """
-        sizes = np.asarray(self._sizes())
-        _, group, members = np.unique(sizes, return_inverse=True, return_counts=True)
         occurrences = np.zeros(len(self), np.int32)
-        seen: collections.Counter[tuple[int, int]] = collections.Counter()
-        for i in np.flatnonzero(members[group] > 1):
-            content = int(sizes[i]), content_hash(self.read(int(i)))
+        seen: collections.Counter[Hashable] = collections.Counter()
+        for i, content in self._contents_that_may_recur():
             occurrences[i] = seen[content]
             seen[content] += 1
         return occurrences
 
+    def _contents_that_may_recur(self) -> Iterator[tuple[int, Hashable]]:
+        """Yield positions with what tells their content; reads only pictures of equal size."""
+        if self._contents is not None:
+            yield from ((i, content.tobytes()) for i, content in enumerate(self._contents))
+            return
+        sizes = np.asarray(self._sizes())
+        _, group, members = np.unique(sizes, return_inverse=True, return_counts=True)
+        for i in np.flatnonzero(members[group] > 1).tolist():
+            yield i, (int(sizes[i]), content_hash(self.read(i)))
+
     def select(self, indices: Sequence[int] | np.ndarray) -> Examples:
         """Return the examples at `indices`, in that order."""
         chosen = np.asarray(indices, np.int64)
-        return Examples(
+        selected = Examples(
             [str(self.names[int(i)]) for i in chosen],
             self.labels[chosen],
             lambda i: self._read(int(chosen[i])),
             lambda: np.asarray(self._sizes())[chosen],
         )
+        if self._contents is not None:
+            selected._contents = self._contents[chosen]
+        return selected
+
+
+def learn_contents(splits: Collection[Examples], progress: Progress) -> None:
+    """Read all pictures of some splits for their `contents`, and show how far that is.
+
+    Raises:
+        DataError: If a picture cannot be read; names it.
+    """
+    progress.work_started("Reading", sum(map(len, splits)))
+    try:
+        for examples in splits:
+            examples.learn_contents(progress.work_done)
+    finally:
+        progress.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +178,26 @@ class DataSet:
     def counts(self) -> dict[str, int]:
         """The number of examples by split."""
         return {name: len(examples) for name, examples in self.splits.items()}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The `digest` of each split."""
+        return {name: self.digest(name) for name in self.splits}
+
+    def digest(self, split: Split) -> str:
+        """Return 32 hexadecimal digits for the contents and classes of a split, in their order.
+
+        They tell whether two splits train alike. Names and places of pictures do not count, but
+        for the order that they give: it decides in which order an epoch goes through them.
+
+        Raises:
+            DataError: If a picture cannot be read; names it.
+        """
+        examples = self.splits[split]
+        digest = hashlib.blake2b(json.dumps(self.class_names).encode(), digest_size=16)
+        digest.update(examples.contents.tobytes())
+        digest.update(examples.labels.astype("<i4").tobytes())
+        return digest.hexdigest()
 
 
 def hold_back(data: DataSet, fractions: Mapping[Split, float], seed: int) -> DataSet:

@@ -38,6 +38,8 @@ class RunRecord:
         weights: Where the backbone was read from: a folder, or `random:SEED`.
         weights_digest: Of its arrays; a backbone with another digest is refused.
         examples: Number of examples by split.
+        data_digests: By split, of the contents and classes of its examples in their order, as they
+            were when the training used them last; empty in a run that was made without.
         packages: Versions of the packages in use when the run was made.
         plugins: The plugins in use: kind, name, package, version, contract, options with their
             defaults; of a preset also what it stands for; of one in a file also the file's copy in
@@ -54,6 +56,7 @@ class RunRecord:
     examples: dict[str, int]
     packages: dict[str, str]
     plugins: list[dict[str, Any]]
+    data_digests: dict[str, str] = dataclasses.field(default_factory=dict)
     converted_from: str | None = None
     overrides: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     format_version: int = FORMAT_VERSION

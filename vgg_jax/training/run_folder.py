@@ -174,6 +174,7 @@ def new_record(
     weights: str,
     weights_digest: str,
     examples: dict[str, int],
+    data_digests: dict[str, str],
     converted_from: str | None = None,
 ) -> RunRecord:
     """Build the record of a new run; adds the versions of packages and plugins."""
@@ -182,6 +183,7 @@ def new_record(
         weights=weights,
         weights_digest=weights_digest,
         examples=examples,
+        data_digests=data_digests,
         packages={name: metadata.version(name) for name in _PACKAGES},
         plugins=record_plugins(config),
         converted_from=converted_from,

@@ -180,6 +180,7 @@ def _write_run(
         weights=config.weights,
         weights_digest=read_metadata(run.path / BACKBONE_FOLDER)["digest"],
         examples={},
+        data_digests={},
         converted_from=weights.source,
     )
     run.write_config(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from vgg_jax.augment.chain import Chain, build_chain
 from vgg_jax.config import ResolvedConfig
-from vgg_jax.data.examples import DataSet, Split
+from vgg_jax.data.examples import DataSet, Split, learn_contents
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import ConfigError, DataError
@@ -26,6 +27,7 @@ from vgg_jax.training.validation import evaluate_batches
 from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.feed import absolute_data, plain_batches
 from vgg_jax.workflows.load import load_classifier
+from vgg_jax.workflows.run_data import change_of, told_how_to_move
 
 _DEFAULT_VIEWS = 8
 
@@ -79,13 +81,14 @@ def evaluate(
             " some with --data."
         )
     other = data is not None and absolute_data(data) != config.data
-    dataset = open_data(
-        data or config.data,
-        demo_folder=demo_folder,
-        seed=config.seed,
-        needed=(split,),
-        unsplit_as=split if other else None,
-    )
+    with nullcontext() if other else told_how_to_move(folder, record, config):
+        dataset = open_data(
+            data or config.data,
+            demo_folder=demo_folder,
+            seed=config.seed,
+            needed=(split,),
+            unsplit_as=split if other else None,
+        )
     for note in dataset.notes:
         progress.note(note)
     numbers = _class_numbers(dataset, record.class_names)
@@ -93,6 +96,10 @@ def evaluate(
         run, checkpoint=checkpoint, weights=weights, allow_local_code=allow_local_code
     )
     examples = dataset.splits[split]
+    if not other and record.data_digests:
+        learn_contents([examples], progress)
+        if change := change_of(record, dataset, split):
+            progress.warn(f"The data in {config.data} are not those of the run: {change}.")
     mesh = data_mesh()
     if chain is None:
         passes, what = 1, f"Evaluating on {split}"

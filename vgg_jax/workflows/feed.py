@@ -8,7 +8,7 @@ from pathlib import Path
 from vgg_jax.augment.chain import Chain
 from vgg_jax.config import DEMO, ResolvedConfig
 from vgg_jax.contract import HostAugmentation
-from vgg_jax.data.examples import DataSet, Examples
+from vgg_jax.data.examples import DataSet, Examples, learn_contents
 from vgg_jax.data.pipeline import Batch, batches, epoch_order
 from vgg_jax.data.sources import open_data
 from vgg_jax.data.tfds import PREFIX
@@ -24,10 +24,10 @@ def absolute_data(data: str) -> str:
 
 
 def open_training_data(config: ResolvedConfig, progress: Progress) -> DataSet:
-    """Open the data of a training and tell the user what was found.
+    """Open the data of a training, read their contents, and tell the user what was found.
 
     Raises:
-        DataError: If the data cannot be used.
+        DataError: If the data cannot be used, or a picture cannot be read.
     """
     data = open_data(
         config.data, demo_folder=demo_folder, seed=config.seed, needed=("train", "validation")
@@ -36,6 +36,7 @@ def open_training_data(config: ResolvedConfig, progress: Progress) -> DataSet:
     progress.note(f"Data: {data.name}, {len(data.class_names)} classes; {counts}.")
     for note in data.notes:
         progress.note(note)
+    learn_contents(data.splits.values(), progress)
     return data
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet
-from vgg_jax.errors import ConfigError, DataError, TrainingError
+from vgg_jax.errors import ConfigError, TrainingError
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored
@@ -20,12 +20,14 @@ from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.run_plugins import as_used, as_written
 from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.backbone import open_run_backbone
-from vgg_jax.workflows.feed import absolute_data, open_training_data
+from vgg_jax.workflows.feed import absolute_data
 from vgg_jax.workflows.load import build_functional
 from vgg_jax.workflows.run import Run
+from vgg_jax.workflows.run_data import reopen_data
 from vgg_jax.workflows.session import Session, chain_of
 
-# These change no number, or only how far the training goes; weights are compared by digest.
+# These change no number, or only how far the training goes; weights are compared by digest, and so
+# are the data of runs that recorded theirs.
 _MAY_CHANGE = {"epochs", "run", "weights", "checkpoint_minutes", "reader_threads", "on_nan"}
 # What is saved does not fit others of these; the seed decides which pictures were held back.
 _MUST_STAY = {"head", "train_from", "optimizer", "seed"}
@@ -63,7 +65,8 @@ def resume_training(
             f" no training to go on with. Train on its backbone: --weights {run.own_backbone}."
         )
     changes = _changes(run, record, config, options)
-    _refuse(config, changes, override=override)
+    may_change = _MAY_CHANGE | {"data"} if record.data_digests else _MAY_CHANGE
+    _refuse(config, changes, may_change, override=override)
     announce_code(progress, "augmentation", map(parse_choice, changes.get("augment", ())))
     with run.locked(progress.note):
         restored = run.checkpoints.restore_to_go_on(progress.warn)
@@ -71,17 +74,31 @@ def resume_training(
         run.write_metrics(position.history)
         before, config = config, dataclasses.replace(config, **changes)
         if len(position.history) >= config.epochs:
-            _finish(run, position, before, changes, progress)
+            changed = set(changes)
+            if "data" in changed and not override:
+                reopen_data(run, record, config, progress, moved=True)
+                run.change_config(data=config.data)
+                changed.remove("data")
+            _finish(run, position, before, changed, progress)
             return Run(run.path, list(position.history))
-        data = open_training_data(config, progress)
-        _check_data(record, config, data, other=override and bool(options.get("data")))
+        data, other = reopen_data(
+            run,
+            record,
+            config,
+            progress,
+            moved="data" in changes,
+            take_others=override and bool(options.get("data")),
+        )
         opened = open_run_backbone(run, record, options.get("weights"), progress)
         functional, parameters = build_functional(opened, config, len(record.class_names))
         session = Session.start(config, functional, parameters, chain_of(config))
         if restored is not None:
             session.restore(restored, parameters)
-        if changes.keys() - _MAY_CHANGE or data.counts != record.examples:
-            record = _with_override(record, position, before, changes, data)
+        overridden = changes.keys() - (_MAY_CHANGE if other else may_change)
+        if overridden or other:
+            record = _with_override(
+                record, position, before, config, overridden, data if other else None
+            )
             if "augment" in changes:
                 record = dataclasses.replace(record, plugins=run.exchange_plugins(record, config))
                 changes["augment"] = as_written(config).augment
@@ -113,9 +130,11 @@ def _changes(
     return changes
 
 
-def _refuse(config: ResolvedConfig, changes: Mapping[str, Any], *, override: bool) -> None:
+def _refuse(
+    config: ResolvedConfig, changes: Mapping[str, Any], may_change: Set[str], *, override: bool
+) -> None:
     """Refuse changes of the result, unless they are wanted and possible."""
-    refused = changes.keys() & _MUST_STAY if override else changes.keys() - _MAY_CHANGE
+    refused = changes.keys() & _MUST_STAY if override else changes.keys() - may_change
     if not refused:
         return
     differences = "; ".join(
@@ -138,12 +157,12 @@ def _finish(
     run: RunFolder,
     position: Position,
     before: ResolvedConfig,
-    changes: Mapping[str, Any],
+    changed: Set[str],
     progress: Progress,
 ) -> None:
     """Say that a run is complete; refuse options that would have to change what is done."""
     count = len(position.history)
-    if changes.keys() - (_MAY_CHANGE - {"epochs"}):
+    if changed - (_MAY_CHANGE - {"epochs"}):
         raise ConfigError(
             f"{run.path} has completed {count} of {before.epochs} epochs; the options given change"
             " nothing in them. Name more --epochs, or leave the options out."
@@ -168,32 +187,23 @@ def _with_override(
     record: RunRecord,
     position: Position,
     before: ResolvedConfig,
-    changes: Mapping[str, Any],
-    data: DataSet,
+    config: ResolvedConfig,
+    overridden: Set[str],
+    other_data: DataSet | None,
 ) -> RunRecord:
     """Return the record with what changes from here on."""
-    entry = {
+    entry: dict[str, Any] = {
         "epoch": position.epoch,
         "step": position.step,
         "options": {
-            name: {"before": getattr(before, name), "after": changes[name]}
-            for name in changes.keys() - _MAY_CHANGE
+            name: {"before": getattr(before, name), "after": getattr(config, name)}
+            for name in sorted(overridden)
         },
-        "examples": {"before": record.examples, "after": data.counts},
     }
-    return dataclasses.replace(record, overrides=[*record.overrides, entry], examples=data.counts)
-
-
-def _check_data(record: RunRecord, config: ResolvedConfig, data: DataSet, *, other: bool) -> None:
-    """Refuse data that are not those of the run; with `other` only other classes."""
-    if data.class_names != record.class_names:
-        raise DataError(
-            f"The data in {config.data} now have the classes {', '.join(data.class_names)}; the run"
-            f" has {', '.join(record.class_names)}."
-        )
-    if data.counts != record.examples and not other:
-        raise DataError(
-            f"The data in {config.data} have changed: the run started with {record.examples}, now"
-            f" there are {data.counts}. Put them back, train a new run, or go on with them:"
-            f" --override --data {config.data}"
-        )
+    now: dict[str, Any] = {}
+    if other_data is not None:
+        now = {"examples": other_data.counts, "data_digests": other_data.digests}
+        entry |= {
+            name: {"before": getattr(record, name), "after": after} for name, after in now.items()
+        }
+    return dataclasses.replace(record, overrides=[*record.overrides, entry], **now)

@@ -82,6 +82,7 @@ def run_training(
         weights=opened.weights,
         weights_digest=opened.digest,
         examples=data.counts,
+        data_digests=data.digests,
     )
     run = RunFolder(Path(config.run).expanduser() if config.run else claim_run_path(config))
     with run.locked(progress.note):
