@@ -33,11 +33,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from test_steps import make_batch, prepare
+from test_steps import inputs_of, make_batch, prepare
 from training_runs import After, same_run
 
 from vgg_jax.cli.console import tell_failed_writes_once
-from vgg_jax.data.pipeline import Batch
 from vgg_jax.errors import RunError, TrainingInterrupted
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Checkpoints, fill_leaves
@@ -46,7 +45,7 @@ from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.loop import fit
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import TrainState, data_mesh, replicate
+from vgg_jax.training.steps import Inputs, TrainState, data_mesh, replicate
 
 EPOCHS, STEPS, ROWS = 3, 3, 4
 OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
@@ -100,13 +99,13 @@ class Tiny:
         self.first = jax.tree.map(np.array, state)
         self.frozen = replicate(self.mesh, frozen)
         self.batches = [self._batch(seed) for seed in range(EPOCHS * STEPS + 1)]
-        self.feed = Feed(self._train, lambda: iter(self.batches[-1:]), STEPS * ROWS, ROWS)
+        labels = np.asarray(self.batches[-1].targets)
+        self.feed = Feed(self._train, lambda: iter(self.batches[-1:]), labels, STEPS * ROWS, ROWS)
 
-    def _batch(self, seed: int) -> Batch:
-        made = {name: np.asarray(value) for name, value in make_batch(seed=seed).items()}
-        return Batch(**made, index=np.arange(ROWS, dtype=np.int32))
+    def _batch(self, seed: int) -> Inputs:
+        return inputs_of(self.steps, self.frozen, make_batch(seed=seed))
 
-    def _train(self, epoch: int, start: int) -> Any:
+    def _train(self, epoch: int, start: int, step: int) -> Any:
         first = (epoch - 1) * STEPS
         return iter(self.batches[first + start // ROWS : first + STEPS])
 

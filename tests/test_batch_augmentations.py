@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_steps import EPOCH, copied, make_batch, prepare, steps_on_devices
+from test_steps import copied, make_batch, prepare, steps_on_devices, take_step
 
 from vgg_jax.augment.chain import Chain
 from vgg_jax.augment.pixel import Brightness
@@ -45,7 +45,7 @@ class Wrong(BatchAugmentation):
 
 def step_with(augment, batch, **options):
     steps, state, frozen = prepare(augment=augment, **options)
-    state, totals = steps.train(state, Totals.start(), frozen, batch, EPOCH)
+    state, totals = take_step(steps, state, Totals.start(), frozen, batch)
     return copied(state.trained), copied(totals)
 
 
@@ -91,15 +91,16 @@ def test_every_step_draws_anew_and_compiles_once():
     steps, state, frozen = prepare(augment=Chain((Brightness(), Blend())))
     keys = {tuple(np.asarray(jax.random.key_data(mixing_key(0, jnp.uint32(i))))) for i in range(9)}
     assert len(keys) == 9
-    compiled: Any = type(steps).train
-    before = compiled._cache_size()
+    programs: list[Any] = [type(steps).train, type(steps).mixed_features]
+    before = [program._cache_size() for program in programs]
     totals = Totals.start()
     for epoch in (1, 2):
         for valid in (4, 4, 2):  # a ragged last batch
             batch = make_batch(valid, 4)
             number = jnp.asarray(epoch, jnp.uint32)
-            state, totals = steps.train(state, totals, frozen, batch, number)
-    assert compiled._cache_size() - before == 1
+            state, totals = take_step(steps, state, totals, frozen, batch, number)
+    compiled = [program._cache_size() for program in programs]
+    assert [after - count for after, count in zip(compiled, before, strict=True)] == [1, 1]
 
 
 @pytest.mark.parametrize("result", ["images", "shape", "one"])

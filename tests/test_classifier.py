@@ -62,8 +62,12 @@ def test_bound_functions_equal_the_module(backbone, images, boundary, head):
     expected = classifier(images)
     assert expected.shape == (2, 3)
     np.testing.assert_array_equal(functional.bind(parameters)(images), expected)
-    features = functional.bind(parameters).prefix(images)
+    bound = functional.bind(parameters)
+    features = bound.pool(bound.prefix(images))
+    assert features.ndim == (2 if functional.pools else 4)
+    assert functional.pools == (head == "linear" and boundary == "head")
     np.testing.assert_array_equal(functional.bind(parameters).suffix(features), expected)
+    np.testing.assert_array_equal(bound(images), expected)  # which has kept its own pool
 
 
 @pytest.mark.parametrize("make_head", [DropoutHead, functools.partial(VGGTop, units=16)])

@@ -17,7 +17,7 @@ from vgg_jax.model.freezing import label_parameters, split_parameters, train_onl
 from vgg_jax.model.heads import Dense256
 from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.training.optim import make_optimizer
-from vgg_jax.training.steps import Steps, Totals, TrainState
+from vgg_jax.training.steps import Inputs, Steps, Totals, TrainState
 
 GOLDEN = Path(__file__).parent / "golden"
 LEARNING_RATE = 1e-4
@@ -48,13 +48,9 @@ def train(golden, loss: LossName, label_smoothing=0.0):
     state = TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32))
     losses = []
     for images, targets in zip(golden["images"], golden["labels"], strict=True):
-        batch = {
-            "images": jnp.asarray(images),
-            "labels": jnp.asarray(targets, jnp.int32),
-            "valid": jnp.ones(len(targets), bool),
-            "content": jnp.zeros((len(targets), 3), jnp.uint32),
-        }
-        state, totals = steps.train(state, Totals.start(), frozen, batch, jnp.zeros((), jnp.uint32))
+        features = steps.features(frozen, jnp.asarray(images))
+        inputs = Inputs(features, jnp.asarray(targets, jnp.int32), jnp.ones(len(targets), bool))
+        state, totals = steps.train(state, Totals.start(), inputs)
         losses.append(float(totals.loss) / len(targets))
     return losses, before, {path: np.array(value) for path, value in state.trained.items()}
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from vgg_jax.data.pipeline import Batch
-from vgg_jax.training.steps import data_mesh
 from vgg_jax.training.validation import evaluate_batches
 
 
@@ -25,16 +24,15 @@ def batch(labels: list[int], valid: list[bool]) -> Batch:
 
 
 def losses_and_shares(given):
-    return given["labels"] * 1.0, jnp.stack([given["labels"], given["labels"]], 1)
+    labels = jnp.asarray(given.labels)
+    return labels * 1.0, jnp.stack([labels, labels], 1)
 
 
 def test_padding_is_left_out_and_the_order_kept():
     counts = []
     batches = [batch([3, 1], [True, True]), batch([2, 9], [True, False])]
-    losses, shares, labels = evaluate_batches(
-        losses_and_shares, batches, data_mesh(), counts.append
-    )
-    assert losses.tolist() == labels.tolist() == [3, 1, 2]
+    losses, shares = evaluate_batches(losses_and_shares, batches, counts.append)
+    assert losses.tolist() == [3, 1, 2]
     assert shares.shape == (3, 2)
     assert counts == [2, 1]
 
@@ -52,5 +50,5 @@ def test_readers_are_closed_when_the_evaluation_fails():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        evaluate_batches(fail, batches(), data_mesh())
+        evaluate_batches(fail, batches())
     assert closed == [True]

@@ -96,7 +96,7 @@ def test_dropout_is_drawn_anew_in_training_and_absent_otherwise(ref):
     functional, parameters = make_functional(Classifier(VGG16.random(1 / 16, seed=0), head, "head"))
 
     def logits(key):
-        return np.asarray(functional.bind(parameters, key).suffix(FEATURES))
+        return np.asarray(functional.bind(parameters, key).classify(FEATURES))
 
     first, again, other = (logits(jax.random.key(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)

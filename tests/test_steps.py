@@ -19,7 +19,7 @@ from vgg_jax.model.freezing import label_parameters, split_parameters, train_onl
 from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugin_choices import PluginChoice
 from vgg_jax.training.optim import make_optimizer
-from vgg_jax.training.steps import Steps, Totals, TrainState, example_keys
+from vgg_jax.training.steps import Inputs, Steps, Totals, TrainState, example_keys
 
 
 def prepare(boundary="conv5_1", *, image_size=32, head="dense256", decay=0.1, augment=None):
@@ -38,7 +38,7 @@ def prepare(boundary="conv5_1", *, image_size=32, head="dense256", decay=0.1, au
     trained, frozen = split_parameters(parameters, labels)
     optimizer = make_optimizer("rmsprop", learning_rate=1e-3, weight_decay=decay)
     tx = train_only(optimizer, {path: labels[path] for path in trained})
-    steps = Steps(functional, tx, "categorical", augment=augment)
+    steps = Steps(functional, tx, "categorical", augment=augment, num_classes=3)
     return steps, TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32)), frozen
 
 
@@ -60,6 +60,24 @@ def copied(tree):
 EPOCH = jnp.asarray(1, jnp.uint32)
 
 
+def inputs_of(steps, frozen, batch, epoch=EPOCH, step=0):
+    """Return what a batch of pictures gives the steps of training and evaluation."""
+    targets = batch["labels"]
+    if steps.augment is None:
+        features = steps.features(frozen, batch["images"])
+    elif steps.augment.mixes:
+        features, targets = steps.mixed_features(frozen, batch, epoch, jnp.uint32(step))
+    else:
+        features = steps.augmented_features(frozen, batch["images"], batch["content"], epoch)
+    return Inputs(steps.pool(features), targets, batch["valid"])
+
+
+def take_step(steps, state, totals, frozen, batch, epoch=EPOCH):
+    """Take one step on a batch of pictures."""
+    inputs = inputs_of(steps, frozen, batch, epoch, int(state.step))
+    return steps.train(state, totals, inputs)
+
+
 @pytest.mark.parametrize("boundary", ["conv5_1", "conv4_2", "head"])
 def test_frozen_parameters_stay_and_trained_ones_move(boundary):
     steps, state, frozen = prepare(boundary)
@@ -69,7 +87,7 @@ def test_frozen_parameters_stay_and_trained_ones_move(boundary):
     before, frozen_before = copied(state.trained), copied(frozen)
     totals = Totals.start()
     for i in range(3):
-        state, totals = steps.train(state, totals, frozen, make_batch(seed=i), EPOCH)
+        state, totals = take_step(steps, state, totals, frozen, make_batch(seed=i))
     for path, value in frozen.items():
         np.testing.assert_array_equal(value, frozen_before[path], err_msg=path)
     for path, value in state.trained.items():
@@ -93,7 +111,7 @@ def test_padding_rows_count_for_nothing():
         steps, state, frozen = prepare()
         small, large = make_batch(3, 3), make_batch(3, rows, seed=filler)
         batch = {name: value.at[:3].set(small[name]) for name, value in large.items()}
-        state, totals = steps.train(state, Totals.start(), frozen, batch, EPOCH)
+        state, totals = take_step(steps, state, Totals.start(), frozen, batch)
         results.append((copied(state.trained), copied(totals)))
     assert results[0][1].examples == results[1][1].examples == 3
     assert results[0][1].loss == pytest.approx(results[1][1].loss, rel=1e-6)
@@ -123,19 +141,20 @@ def test_a_step_costs_no_more_than_the_prefix_and_three_suffixes():
 
     features = jax.eval_shape(prefix, parameters, batch["images"])
     allowed = flops(prefix, parameters, batch["images"]) + 3 * flops(suffix, parameters, features)
-    lowered = Steps.train.lower(steps, state, Totals.start(), frozen, batch, EPOCH)
-    used = counted(lowered)
+    inputs = Inputs(features, batch["labels"], batch["valid"])
+    used = counted(Steps.features.lower(steps, frozen, batch["images"]))
+    used += counted(Steps.train.lower(steps, state, Totals.start(), inputs))
     assert 0.5 * allowed < used <= 1.02 * allowed
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     steps, state, frozen = prepare()
     batch, good = make_batch(), make_batch(seed=1)
-    state, totals = steps.train(state, Totals.start(), frozen, good, EPOCH)
+    state, totals = take_step(steps, state, Totals.start(), frozen, good)
     before = copied(state)
     bias = state.trained["head/logits/bias"]
     state.trained["head/logits/bias"] = jnp.full_like(bias, jnp.nan)
-    state, totals = steps.train(state, totals, frozen, batch, EPOCH)
+    state, totals = take_step(steps, state, totals, frozen, batch)
     for path, value in state.trained.items():
         if path != "head/logits/bias":
             np.testing.assert_array_equal(value, before.trained[path], err_msg=path)
@@ -162,7 +181,7 @@ def test_a_gradient_that_is_not_finite_is_noticed_though_the_loss_is():
     )
     state.trained["head/hidden/kernel"] = jnp.zeros_like(state.trained["head/hidden/kernel"])
     state.trained["head/hidden/bias"] = jnp.ones_like(state.trained["head/hidden/bias"])
-    state, totals = steps.train(state, Totals.start(), frozen, batch, EPOCH)
+    state, totals = take_step(steps, state, Totals.start(), frozen, batch)
     assert int(totals.failed_step) == 1
     assert np.isfinite(totals.failed_loss)
     np.testing.assert_array_equal(
@@ -173,8 +192,9 @@ def test_a_gradient_that_is_not_finite_is_noticed_though_the_loss_is():
 def test_evaluation_needs_no_key_and_repeats():
     steps, state, frozen = prepare()
     batch = make_batch()
-    losses, shares = steps.evaluate(state.trained, frozen, batch)
-    again, _ = steps.evaluate(state.trained, frozen, batch)
+    inputs = inputs_of(steps, frozen, batch)
+    losses, shares = steps.evaluate(state.trained, inputs)
+    again, _ = steps.evaluate(state.trained, inputs)
     np.testing.assert_array_equal(losses, again)
     np.testing.assert_allclose(np.asarray(shares).sum(1), 1, rtol=1e-5)
     assert losses.shape == (4,)
@@ -183,15 +203,13 @@ def test_evaluation_needs_no_key_and_repeats():
 def test_augmentation_is_for_training_alone():
     chain = build_chain([PluginChoice("keras")])
     plain, state, frozen = prepare()
-    augmented, _, _ = prepare(augment=chain)
     batch = make_batch()
-    expected = plain.evaluate(state.trained, frozen, batch)[0]
-    np.testing.assert_array_equal(augmented.evaluate(state.trained, frozen, batch)[0], expected)
+    expected = plain.evaluate(state.trained, inputs_of(plain, frozen, batch))[0]
     losses = []
     for epoch in (1, 1, 2):
         steps, state, frozen = prepare(augment=chain)
-        _, totals = steps.train(
-            state, Totals.start(), frozen, batch, jnp.asarray(epoch, jnp.uint32)
+        _, totals = take_step(
+            steps, state, Totals.start(), frozen, batch, jnp.asarray(epoch, jnp.uint32)
         )
         losses.append(float(totals.loss))
     assert losses[0] == losses[1]
@@ -219,14 +237,14 @@ def steps_on_devices(code: str) -> list[list[float]]:
     code = f"""
 import jax
 from jax.sharding import AxisType
-from test_steps import EPOCH, copied, make_batch, prepare
+from test_steps import copied, make_batch, prepare, take_step
 from vgg_jax.training.steps import Totals, data_mesh, put_batch, replicate
 {code}
 one = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
 for mesh in (one, data_mesh()):
-    after, totals = steps.train(
-        replicate(mesh, copied(state)), replicate(mesh, Totals.start()), replicate(mesh, frozen),
-        put_batch(mesh, batch), EPOCH)
+    after, totals = take_step(
+        steps, replicate(mesh, copied(state)), replicate(mesh, Totals.start()),
+        replicate(mesh, frozen), put_batch(mesh, batch))
     kernel = after.trained["head/hidden/kernel"]
     devices = len(kernel.sharding.device_set)
     print(devices, float(totals.loss), float(abs(kernel).sum()), int(totals.examples))

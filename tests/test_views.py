@@ -23,7 +23,7 @@ from vgg_jax.training.losses import example_losses, probabilities, share_losses
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import example_keys, mixing_key
 from vgg_jax.workflows.evaluate import evaluate
-from vgg_jax.workflows.feed import open_training_data, training_batches
+from vgg_jax.workflows.feed import open_training_data, read_batches
 from vgg_jax.workflows.load import load_classifier
 from vgg_jax.workflows.preview import preview_data, preview_picture, write_grid
 
@@ -79,7 +79,7 @@ def test_a_preview_shows_what_a_training_sees(run, options):
     rows = [int(np.argmax(examples.labels == label)) for label in range(3)] + [1, 2]
     for epoch in (1, 2):
         found = {}
-        for batch in training_batches(config, chain, examples, epoch, 1):
+        for batch in read_batches(config, chain, examples, None, epoch, 1):
             keys = example_keys(3, jnp.asarray(epoch, jnp.uint32), jnp.asarray(batch.content))
             images = chain.apply(keys, jnp.asarray(batch.images))
             rows_of_batch = zip(batch.index, images, batch.valid, strict=True)
@@ -187,7 +187,7 @@ def test_views_are_averaged(run, augment):
     for view in (1, 2, 3):
         order = dataclasses.replace(config, batch_size=2)
         kept = {}
-        for batch in training_batches(order, chain, examples, view, 1):
+        for batch in read_batches(order, chain, examples, None, view, 1):
             keys = example_keys(config.seed, jnp.uint32(view), jnp.asarray(batch.content))
             images = chain.apply(keys, jnp.asarray(batch.images))
             rows = zip(batch.index, classifier.predict(images), batch.valid, strict=True)

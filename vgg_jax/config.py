@@ -17,6 +17,7 @@ from vgg_jax.plugins import OWN_PACKAGE, find_plugin, list_plugins
 
 DEMO = "demo"
 
+FeaturesDtype = Literal["float32", "bfloat16"]
 Fill = Literal["nearest", "constant", "reflect", "wrap"]
 Interpolation = Literal["bilinear", "nearest"]
 LossName = Literal["categorical", "binary", "keras-binary"]

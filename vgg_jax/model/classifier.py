@@ -43,11 +43,30 @@ class Classifier(nnx.Module):
         stop = None if self.boundary == HEAD else self.boundary
         return self.backbone.run(self.backbone.normalise(images), stop=stop)
 
+    @property
+    def pools(self) -> bool:
+        """Whether `pool` does anything: the boundary is the head, and the head can pool."""
+        return self.boundary == HEAD and callable(getattr(self.head, "pool", None))
+
+    def pool(self, features: jax.Array) -> jax.Array:
+        """Map the features at the boundary to what `suffix` takes, by no parameters.
+
+        Raises:
+            PluginError: If the head fails; names it and the cause.
+        """
+        if not self.pools:
+            return features
+        return self._ask_head(self.head.pool, features)  # pyright: ignore[reportAttributeAccessIssue]
+
     def suffix(self, features: jax.Array) -> jax.Array:
-        """Map the features at the boundary to logits `[B, K]`."""
+        """Map what `pool` gave to logits `[B, K]`; errors as for `classify`."""
         if self.boundary != HEAD:
-            features = self.backbone.run(features, start=self.boundary)
-        return self.classify(features)
+            return self.classify(self.backbone.run(features, start=self.boundary))
+        if not self.pools:
+            return self.classify(features)
+        head = nnx.clone(self.head)
+        head.pool = _same  # a head calls its own `pool`, which has been done  # pyright: ignore
+        return self._ask_head(head, features)
 
     def classify(self, features: jax.Array) -> jax.Array:
         """Map the backbone's features `[B, h, w, c]` to logits `[B, K]`.
@@ -55,8 +74,11 @@ class Classifier(nnx.Module):
         Raises:
             PluginError: If the head fails; names it and the cause.
         """
+        return self._ask_head(self.head, features)
+
+    def _ask_head(self, ask: Any, features: jax.Array) -> jax.Array:
         try:
-            return self.head(features)  # pyright: ignore[reportCallIssue]
+            return ask(features)
         except VggJaxError:
             raise
         except (Exception, SystemExit) as error:
@@ -66,7 +88,14 @@ class Classifier(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Map RGB `[B, H, W, 3]`, uint8 or float32 in [0, 1], to logits `[B, K]`."""
-        return self.suffix(self.prefix(images))
+        features = self.prefix(images)
+        if self.boundary != HEAD:
+            features = self.backbone.run(features, start=self.boundary)
+        return self.classify(features)
+
+
+def _same(features: jax.Array) -> jax.Array:
+    return features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,18 +107,25 @@ class Functional:
         inference: Graph of the module with dropout off.
         variables: The parameters' variables by path, abstract.
         randomness: State of dropout's generators, abstract.
+        pools: Whether the classifier's `pool` does anything.
     """
 
     training: nnx.GraphDef
     inference: nnx.GraphDef
     variables: nnx.State
     randomness: nnx.State
+    pools: bool
 
     def bind(self, parameters: Mapping[str, jax.Array], key: jax.Array | None = None) -> Classifier:
-        """Return the classifier with these parameters; with a key it is in training mode."""
+        """Return the classifier with these parameters; with a key it is in training mode.
+
+        Parameters that are left out stay abstract: parts of the network that have them cannot be
+        applied.
+        """
 
         def with_value(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
-            return variable.replace(parameters[path_name(path)])
+            name = path_name(path)
+            return variable.replace(parameters[name]) if name in parameters else variable
 
         variables = nnx.map_state(with_value, self.variables)
         if key is None:
@@ -115,10 +151,17 @@ def make_functional(classifier: Classifier) -> tuple[Functional, Parameters]:
     training, inference = nnx.clone(classifier), nnx.clone(classifier)
     training.train()
     inference.eval()
-    abstract = jax.tree.map(
+    variables, randomness = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (variables, randomness)
     )
-    return Functional(nnx.graphdef(training), nnx.graphdef(inference), *abstract), parameters
+    functional = Functional(
+        training=nnx.graphdef(training),
+        inference=nnx.graphdef(inference),
+        variables=variables,
+        randomness=randomness,
+        pools=classifier.pools,
+    )
+    return functional, parameters
 
 
 def build_classifier(

@@ -85,11 +85,11 @@ def _look_at(
     features = jnp.asarray(np.random.default_rng(1).uniform(0, 2, (_ROWS, *shape)), jnp.float32)
 
     def logits(values: Parameters, x: jax.Array = features, key: Any = None) -> jax.Array:
-        return graph.bind({**rest, **values}, key).suffix(x)
+        return graph.bind({**rest, **values}, key).classify(x)
 
     def again(values: Parameters) -> jax.Array:
         """Do what `logits` does with a head that is built anew, as when a run is loaded."""
-        return functional()[0].bind({**rest, **values}).suffix(features)
+        return functional()[0].bind({**rest, **values}).classify(features)
 
     examination.look(
         "randomness-only-in-training",

@@ -8,22 +8,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.config import OnNan
 from vgg_jax.errors import RunError, TrainingError, TrainingInterrupted
-from vgg_jax.model.classifier import Parameters
 from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.memory import naming_a_smaller_batch
 from vgg_jax.training.position import Position, Sums
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import Steps, Totals, TrainState, put_batch, replicate
-from vgg_jax.training.validation import closing_at_end, evaluate_batches, for_device
+from vgg_jax.training.steps import Inputs, Steps, Totals, TrainState, replicate
+from vgg_jax.training.validation import closing_at_end, evaluate_batches
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 
@@ -33,14 +30,17 @@ class Feed:
     """Where batches come from.
 
     Attributes:
-        train: Batches of an epoch, in that epoch's order, without the first so many examples.
-        validation: Batches of the validation split.
+        train: Gives the batches of an epoch, in its order, without so many examples at its
+            beginning; told the steps taken before.
+        validation: Gives the batches of the validation split, in order.
+        labels: Of the validation split, int32 `[N]`.
         examples: Number of training examples.
         batch_size: Examples in a batch.
     """
 
-    train: Callable[[int, int], Iterator[Any]]
-    validation: Callable[[], Iterator[Any]]
+    train: Callable[[int, int, int], Iterator[Inputs]]
+    validation: Callable[[], Iterator[Inputs]]
+    labels: np.ndarray
     examples: int
     batch_size: int
 
@@ -74,7 +74,6 @@ class Epoch:
     def __init__(
         self,
         steps: Steps,
-        frozen: Parameters,
         feed: Feed,
         run: RunFolder,
         mesh: jax.sharding.Mesh,
@@ -83,7 +82,7 @@ class Epoch:
         progress: Progress,
     ) -> None:
         """Prepare to go on from `start`; the other arguments as for `fit`."""
-        self._steps, self._frozen, self._feed, self._mesh = steps, frozen, feed, mesh
+        self._steps, self._feed, self._mesh = steps, feed, mesh
         self._run, self._limits, self._start, self._progress = run, limits, start, progress
         # Counted from the epoch's start, also where the batches had another size then.
         self._first = feed.batches_of(start.examples)
@@ -105,10 +104,9 @@ class Epoch:
                     f"All {sums.skipped} steps of epoch {self._start.epoch} were skipped: none had"
                     f" a finite loss and gradient.\n{_USUAL_CAUSES}"
                 )
-            losses, probabilities, labels = evaluate_batches(
-                partial(self._steps.evaluate, state.trained, self._frozen),
+            losses, probabilities = evaluate_batches(
+                partial(self._steps.evaluate, state.trained),
                 self._feed.validation(),
-                self._mesh,
                 lambda count: self._serve(state, totals, self._count),
             )
         metrics = EpochMetrics(
@@ -119,7 +117,7 @@ class Epoch:
             loss=sums.loss / sums.examples,
             accuracy=sums.correct / sums.examples,
             validation_loss=float(losses.mean(dtype=np.float64)),
-            validation_accuracy=float((probabilities.argmax(1) == labels).mean()),
+            validation_accuracy=float((probabilities.argmax(1) == self._feed.labels).mean()),
             learning_rate=learning_rate,
             skipped_steps=sums.skipped,
         )
@@ -130,18 +128,13 @@ class Epoch:
 
     def _train(self, state: TrainState) -> tuple[TrainState, Totals]:
         """Take steps, one of them in flight while the next batch is fetched."""
-        epoch, batches = (
-            self._start.epoch,
-            self._feed.train(self._start.epoch, self._start.examples),
-        )
+        batches = self._feed.train(self._start.epoch, self._start.examples, int(state.step))
         # Placed as the step returns them, or it compiles twice.
         totals = replicate(self._mesh, Totals.start(self._start.sums))
-        number = jnp.asarray(epoch, jnp.uint32)
         reported = time.perf_counter()
-        for i, batch in enumerate(closing_at_end(batches), start=self._first + 1):
-            on_device = put_batch(self._mesh, for_device(batch))
+        for i, inputs in enumerate(closing_at_end(batches), start=self._first + 1):
             jax.block_until_ready(totals)  # bounds how many batches wait
-            state, totals = self._steps.train(state, totals, self._frozen, on_device, number)
+            state, totals = self._steps.train(state, totals, inputs)
             now = time.perf_counter()
             if now - reported >= _SECONDS_BETWEEN_REPORTS or i == self._count:
                 reported = now

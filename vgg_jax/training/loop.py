@@ -49,7 +49,7 @@ def fit(
                     f"Stopped: validation loss has not improved for {limits.early_stop} epochs."
                 )
                 break
-            epoch = Epoch(steps, frozen, feed, run, mesh, limits, position, progress)
+            epoch = Epoch(steps, feed, run, mesh, limits, position, progress)
             state, metrics = epoch.run(state, learning_rate)
             position = position.after(metrics)
             run.save_epoch(position, state)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vgg_jax.config import LossName
+from vgg_jax.config import FeaturesDtype, LossName
 from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.training.losses import example_losses, probabilities
 from vgg_jax.training.position import Sums
@@ -82,9 +82,26 @@ class Totals(NamedTuple):
         return Sums(loss, correct, examples, skipped)
 
 
+class Inputs(NamedTuple):
+    """What a step of training or evaluation takes: a batch that went through the prefix.
+
+    Attributes:
+        features: `[B, …]`, as `Steps.features` gives them and `Steps.pool` leaves them.
+        targets: Class numbers, int32 `[B]`, or the share of each class, float32 `[B, K]`.
+        valid: bool `[B]`, false for padding.
+    """
+
+    features: jax.Array
+    targets: jax.Array
+    valid: jax.Array
+
+
 @dataclasses.dataclass(frozen=True, eq=False)  # compiled once for each instance
 class Steps:
-    """The two steps of one training, compiled at their first call.
+    """The compiled programs of one training, each compiled at its first call.
+
+    A batch goes through a program of the prefix, then through `train` or `evaluate`. They are apart
+    so that features which were kept give the same bits as those computed on the spot.
 
     Attributes:
         functional: The classifier as pure functions.
@@ -93,6 +110,8 @@ class Steps:
         label_smoothing: Of the training loss; evaluation has none.
         augment: Applied to training images, or None.
         seed: Of augmentation and dropout.
+        features_dtype: To which features are rounded.
+        num_classes: Needed only where `augment` mixes.
     """
 
     functional: Functional
@@ -101,33 +120,55 @@ class Steps:
     label_smoothing: float = 0.0
     augment: ImageTransform | None = None
     seed: int = 0
+    features_dtype: FeaturesDtype = "float32"
+    num_classes: int = 0
+
+    @partial(jax.jit, static_argnums=0)
+    def features(self, frozen: Parameters, images: jax.Array) -> jax.Array:
+        """Map images `[B, H, W, 3]` to the features `[B, h, w, c]` at the boundary."""
+        return self._prefix(frozen, images)
+
+    @partial(jax.jit, static_argnums=0)
+    def augmented_features(
+        self, frozen: Parameters, images: jax.Array, content: jax.Array, view: jax.Array
+    ) -> jax.Array:
+        """Do what `features` does to a view of each image, drawn for its `content` `[B, 3]`."""
+        return self._prefix(frozen, self._augmented(images, content, view))
+
+    @partial(jax.jit, static_argnums=0)
+    def mixed_features(
+        self, frozen: Parameters, batch: Batch, view: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Do what `augmented_features` does, then mix pictures, as drawn for a step.
+
+        Returns:
+            Features, and the share of each class, float32 `[B, K]`.
+        """
+        images = self._augmented(batch["images"], batch["content"], view)
+        targets = jax.nn.one_hot(batch["labels"], self.num_classes)
+        if self.augment is not None:
+            key = mixing_key(self.seed, step)
+            images, targets = self.augment.mix(key, images, targets, batch["valid"])
+        return self._prefix(frozen, images), targets
+
+    @partial(jax.jit, static_argnums=0)
+    def pool(self, features: jax.Array) -> jax.Array:
+        """Map features to what `train` and `evaluate` take; see `Classifier.pool`."""
+        return self.functional.bind({}).pool(features)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-    def train(
-        self, state: TrainState, totals: Totals, frozen: Parameters, batch: Batch, epoch: jax.Array
-    ) -> tuple[TrainState, Totals]:
+    def train(self, state: TrainState, totals: Totals, inputs: Inputs) -> tuple[TrainState, Totals]:
         """Take one optimizer step on a batch; returns the new state and the running sums.
 
         A step whose loss or gradient is not finite changes nothing but the totals. Of an example
         that was mixed, the class with the largest share counts as the right one.
         """
-        images, targets, valid = batch["images"], batch["labels"], batch["valid"]
-        if self.augment is not None:
-            keys = example_keys(self.seed, epoch, batch["content"])
-            images = self.augment.apply(keys, images)
-            if self.augment.mixes:
-                key = mixing_key(self.seed, state.step)
-                classes = self._num_classes({**state.trained, **frozen}, images)
-                targets = jax.nn.one_hot(targets, classes)
-                images, targets = self.augment.mix(key, images, targets, valid)
+        features, targets, valid = inputs
         key = jax.random.fold_in(_stream(self.seed, _DROPOUT), state.step)
-        features = jax.lax.stop_gradient(
-            self.functional.bind({**state.trained, **frozen}).prefix(images)
-        )
         count = jnp.maximum(valid.sum(), 1)
 
         def mean_loss(trained: Parameters) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            logits = self.functional.bind({**trained, **frozen}, key).suffix(features)
+            logits = self._suffix(trained, features, key)
             losses = example_losses(self.loss, logits, targets, self.label_smoothing)
             loss_sum = jnp.where(valid, losses, 0).sum()
             return loss_sum / count, (loss_sum, logits)
@@ -155,16 +196,25 @@ class Steps:
         )
         return TrainState(trained, optimizer, step), totals
 
-    def _num_classes(self, parameters: Parameters, images: jax.Array) -> int:
-        return jax.eval_shape(lambda p, x: self.functional.bind(p)(x), parameters, images).shape[-1]
-
     @partial(jax.jit, static_argnums=0)
-    def evaluate(
-        self, trained: Parameters, frozen: Parameters, batch: Batch
-    ) -> tuple[jax.Array, jax.Array]:
+    def evaluate(self, trained: Parameters, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         """Return the loss `[B]` and the probabilities `[B, K]`, nothing random involved."""
-        logits = self.functional.bind({**trained, **frozen})(batch["images"])
-        return example_losses(self.loss, logits, batch["labels"]), probabilities(self.loss, logits)
+        logits = self._suffix(trained, inputs.features)
+        losses = example_losses(self.loss, logits, inputs.targets)
+        return losses, probabilities(self.loss, logits)
+
+    def _augmented(self, images: jax.Array, content: jax.Array, view: jax.Array) -> jax.Array:
+        if self.augment is None:
+            return images
+        return self.augment.apply(example_keys(self.seed, view, content), images)
+
+    def _prefix(self, frozen: Parameters, images: jax.Array) -> jax.Array:
+        return self.functional.bind(frozen).prefix(images).astype(self.features_dtype)
+
+    def _suffix(
+        self, trained: Parameters, features: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        return self.functional.bind(trained, key).suffix(features.astype(jnp.float32))
 
 
 def _stream(seed: int, number: int) -> jax.Array:
@@ -194,9 +244,9 @@ def data_mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def put_batch(mesh: jax.sharding.Mesh, batch: Mapping[str, Any]) -> Batch:
-    """Transfer a batch, its rows spread over the mesh."""
-    return jax.device_put(dict(batch), NamedSharding(mesh, PartitionSpec("data")))
+def put_batch(mesh: jax.sharding.Mesh, batch: Any) -> Any:
+    """Transfer a batch, a tree of arrays, their rows spread over the mesh."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
 
 
 def replicate(mesh: jax.sharding.Mesh, tree: Any) -> Any:

@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import collections
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 
-from vgg_jax.training.steps import Batch, put_batch
+
+class _Masked(Protocol):
+    @property
+    def valid(self) -> np.ndarray | jax.Array: ...
+
+
+_Batch = TypeVar("_Batch", bound=_Masked)
 
 
 def evaluate_batches(
-    evaluate: Callable[[Batch], tuple[jax.Array, jax.Array]],
-    batches: Iterable[Any],
-    mesh: jax.sharding.Mesh,
+    evaluate: Callable[[_Batch], tuple[jax.Array, jax.Array]],
+    batches: Iterable[_Batch],
     done: Callable[[int], None] = lambda count: None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return losses `[N]`, probabilities `[N, K]` and labels `[N]` of all valid examples, in order.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return losses `[N]` and probabilities `[N, K]` of all valid examples, in order.
 
-    `evaluate` gives the losses and probabilities of one batch; `done` is told how many examples it
-    had.
+    Args:
+        evaluate: Gives the losses and probabilities of a batch.
+        batches: Batches with a field `valid`.
+        done: Told how many examples a batch had.
     """
-    pieces: list[tuple[np.ndarray, ...]] = []
+    pieces: list[tuple[np.ndarray, np.ndarray]] = []
+    waiting: collections.deque[tuple[np.ndarray, tuple[jax.Array, jax.Array]]] = collections.deque()
+
+    def fetch() -> None:
+        valid, (losses, probabilities) = waiting.popleft()
+        pieces.append((np.asarray(losses)[valid], np.asarray(probabilities)[valid]))
+        done(int(valid.sum()))
+
     for batch in closing_at_end(batches):
-        losses, probabilities = evaluate(put_batch(mesh, for_device(batch)))
-        keep = batch.valid
-        pieces.append(
-            (np.asarray(losses)[keep], np.asarray(probabilities)[keep], batch.labels[keep])
-        )
-        done(int(keep.sum()))
-    losses, probabilities, labels = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-    return losses, probabilities, labels
-
-
-def for_device(batch: Any) -> Mapping[str, np.ndarray]:
-    """Return those fields of a batch that the steps take."""
-    return {name: getattr(batch, name) for name in ("images", "labels", "valid", "content")}
+        waiting.append((np.asarray(batch.valid), evaluate(batch)))
+        if len(waiting) > 1:  # the devices are at work on one while the next is made ready
+            fetch()
+    while waiting:
+        fetch()
+    losses, probabilities = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    return losses, probabilities
 
 
 def closing_at_end(batches: Iterable[Any]) -> Iterator[Any]:

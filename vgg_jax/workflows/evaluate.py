@@ -13,6 +13,7 @@ import numpy as np
 from vgg_jax.augment.chain import Chain, build_chain
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet, Split, learn_contents
+from vgg_jax.data.pipeline import Batch
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import ConfigError, DataError
@@ -22,10 +23,10 @@ from vgg_jax.training.checkpoints import Which
 from vgg_jax.training.losses import example_losses, probabilities, share_losses
 from vgg_jax.training.metrics import Evaluation, evaluation
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import Batch, data_mesh, example_keys
+from vgg_jax.training.steps import data_mesh, example_keys, put_batch
 from vgg_jax.training.validation import evaluate_batches
 from vgg_jax.workflows.announce import announce_code
-from vgg_jax.workflows.feed import absolute_data, plain_batches
+from vgg_jax.workflows.feed import absolute_data, read_batches
 from vgg_jax.workflows.load import load_classifier
 from vgg_jax.workflows.run_data import change_of, told_how_to_move
 
@@ -112,22 +113,21 @@ def evaluate(
     def augmented(images: jax.Array, content: jax.Array, view: jax.Array) -> jax.Array:
         return (chain or Chain()).apply(example_keys(config.seed, view, content), images)
 
-    def evaluate_view(view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def evaluate_view(view: int) -> tuple[np.ndarray, np.ndarray]:
         number = jnp.asarray(view, jnp.uint32)
 
         def evaluate_batch(batch: Batch) -> tuple[jax.Array, jax.Array]:
-            images = batch["images"]
+            images = put_batch(mesh, batch.images)
             if chain is not None and chain.on_device:
-                images = augmented(images, batch["content"], number)
-            logits, labels = classifier.logits(images), numbers[batch["labels"]]
+                images = augmented(images, put_batch(mesh, batch.content), number)
+            logits, labels = classifier.logits(images), numbers[batch.labels]
             return example_losses(config.loss, logits, labels), probabilities(config.loss, logits)
 
-        host = chain.host if chain else ()
-        found = plain_batches(config, examples, mesh.size, host=host, host_seed=(config.seed, view))
-        return evaluate_batches(evaluate_batch, found, mesh, progress.work_done)
+        found = read_batches(config, chain or Chain(), examples, None, view, mesh.size)
+        return evaluate_batches(evaluate_batch, found, progress.work_done)
 
-    losses, shares, labels = evaluate_view(1)
-    labels = np.asarray(numbers)[labels]
+    losses, shares = evaluate_view(1)
+    labels = np.asarray(numbers)[examples.labels]
     if chain is not None:
         others = [evaluate_view(view)[1] for view in range(2, passes + 1)]
         shares = np.stack([shares, *others]).mean(0, dtype=np.float64)

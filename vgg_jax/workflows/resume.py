@@ -91,7 +91,9 @@ def resume_training(
         )
         opened = open_run_backbone(run, record, options.get("weights"), progress)
         functional, parameters = build_functional(opened, config, len(record.class_names))
-        session = Session.start(config, functional, parameters, chain_of(config))
+        session = Session.start(
+            config, functional, parameters, chain_of(config), len(record.class_names)
+        )
         if restored is not None:
             session.restore(restored, parameters)
         overridden = changes.keys() - (_MAY_CHANGE if other else may_change)

@@ -16,14 +16,14 @@ from vgg_jax.model.freezing import label_parameters, split_parameters, train_onl
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored, fill_leaves
-from vgg_jax.training.epoch import Feed, Limits
+from vgg_jax.training.epoch import Limits
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.loop import fit
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import Steps, TrainState, data_mesh, replicate
-from vgg_jax.workflows.feed import batch_size_of, plain_batches, training_batches
+from vgg_jax.workflows.feed import make_feed
 from vgg_jax.workflows.load import checked
 
 _KERAS_BINARY_WARNING = (
@@ -52,7 +52,12 @@ class Session:
 
     @classmethod
     def start(
-        cls, config: ResolvedConfig, functional: Functional, parameters: Parameters, chain: Chain
+        cls,
+        config: ResolvedConfig,
+        functional: Functional,
+        parameters: Parameters,
+        chain: Chain,
+        num_classes: int,
     ) -> Session:
         """Prepare the first step, from `parameters`."""
         labels = label_parameters(parameters, config.train_from)
@@ -70,6 +75,7 @@ class Session:
             label_smoothing=config.label_smoothing,
             augment=chain if chain.on_device else None,
             seed=config.seed,
+            num_classes=num_classes,
         )
         mesh = data_mesh()
         state = TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32))
@@ -97,17 +103,10 @@ class Session:
         interruption: Interruption | None,
     ) -> None:
         """Train from `start` on; errors as for `vgg_jax.training.loop.fit`."""
-        config, train, devices = self.config, data.splits["train"], self.mesh.size
+        config = self.config
         if config.loss == "keras-binary":
             progress.warn(_KERAS_BINARY_WARNING)
-        feed = Feed(
-            train=lambda epoch, first: training_batches(
-                config, self.chain, train, epoch, devices, first
-            ),
-            validation=lambda: plain_batches(config, data.splits["validation"], devices),
-            examples=len(train),
-            batch_size=batch_size_of(config, train),
-        )
+        feed = make_feed(config, self.chain, self.steps, self.frozen, data, self.mesh)
         limits = Limits(
             epochs=config.epochs,
             early_stop=config.early_stop,

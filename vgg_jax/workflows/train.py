@@ -87,6 +87,6 @@ def run_training(
     run = RunFolder(Path(config.run).expanduser() if config.run else claim_run_path(config))
     with run.locked(progress.note):
         run.create(resolved, record)
-        session = Session.start(resolved, functional, parameters, chain)
+        session = Session.start(resolved, functional, parameters, chain, len(data.class_names))
         session.fit(data, run, Position(), progress, interruption)
     return Run(run.path, run.read_metrics())

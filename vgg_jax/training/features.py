@@ -1,0 +1,148 @@
+"""From pictures to what a step takes: through the frozen prefix, or from where that is kept.
+
+What the prefix makes of a picture does not change during a training. Where nothing random comes
+before it, or only a fixed number of views, it can be kept: later epochs then cost the suffix alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_jax.data.pipeline import Batch
+from vgg_jax.errors import CacheError
+from vgg_jax.training.rows import DeviceRows, Rows, padded
+from vgg_jax.training.steps import Inputs
+from vgg_jax.training.validation import closing_at_end
+
+# Gives batches of the pictures at some positions, in that order, as they are in a view.
+Read = Callable[[np.ndarray, int], Iterator[Batch]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """The features of one split's examples, batch by batch.
+
+    Attributes:
+        labels: int32 `[N]`.
+        batch_size: Examples in a batch.
+        rows: Rows of a batch, with padding: `batch_size` or more.
+        read: Gives pictures in batches of `batch_size`.
+        put: Transfers arrays `[rows, …]` to the devices.
+        compute: Maps such a batch, in a view, to its features `[rows, …]`.
+        pool: Maps features to what the steps take.
+        kept: Tells where the pooled features of a view are kept, if they are.
+        give_up: Told why features can be kept no longer; then `kept` gives None.
+    """
+
+    labels: np.ndarray
+    batch_size: int
+    rows: int
+    read: Read
+    put: Callable[[Any], Any]
+    compute: Callable[[Batch, int], jax.Array]
+    pool: Callable[[jax.Array], jax.Array] = lambda features: features
+    kept: Callable[[int], Rows | None] = lambda view: None
+    give_up: Callable[[CacheError], None] = lambda error: None
+
+    def batches(self, order: np.ndarray, view: int) -> Iterator[Inputs]:
+        """Yield the examples at the positions `order`, in batches; the last is padded."""
+        done = 0
+        if (rows := self.kept(view)) is not None:
+            with closing(self._through(rows, order, view)) as found:
+                try:
+                    for inputs in found:
+                        yield inputs
+                        done += self.batch_size
+                except CacheError as error:
+                    self.give_up(error)
+        with closing(self._computed(order[done:], view)) as computed:
+            for positions, features in computed:
+                yield self._inputs(positions, self.pool(features))
+
+    def _through(self, rows: Rows, order: np.ndarray, view: int) -> Generator[Inputs]:
+        """Yield batches out of `rows`, computed first where they are missing."""
+        pieces = pieces_of(order, self.batch_size)
+        with closing(self._computed(order[~rows.has(order)], view)) as computed:
+            for positions, following in itertools.zip_longest(pieces, pieces[1:]):
+                features = None
+                while features is None:  # as long as rows turn out to be lost when they are read
+                    self._complete(rows, positions, view, computed)
+                    if following is not None and rows.has(following).all():
+                        rows.prefetch(following, self.rows)
+                    features = rows.get(positions, self.rows)
+                yield self._inputs(positions, features)
+
+    def _complete(
+        self,
+        rows: Rows,
+        positions: np.ndarray,
+        view: int,
+        computed: Iterator[tuple[np.ndarray, jax.Array]],
+    ) -> None:
+        """Put what is `computed` next into `rows`, until those at `positions` are there."""
+        while not rows.has(positions).all():
+            found = next(computed, None)
+            if found is None:
+                break
+            rows.put(*found)
+        with closing(self._computed(positions[~rows.has(positions)], view)) as anew:
+            for found in anew:
+                rows.put(*found)
+
+    def _computed(self, order: np.ndarray, view: int) -> Generator[tuple[np.ndarray, jax.Array]]:
+        """Yield the positions of a batch and their features, batch by batch."""
+        if len(order):
+            for batch in closing_at_end(self.read(order, view)):
+                yield batch.index[batch.valid], self.compute(batch, view)
+
+    def _inputs(self, positions: np.ndarray, features: jax.Array) -> Inputs:
+        labels = self.labels[padded(positions, self.rows)]
+        return Inputs(features, *self.put((labels, np.arange(self.rows) < len(positions))))
+
+
+class ResidentPictures:
+    """Reads pictures once, and has them on the devices from then on; a `Read`."""
+
+    def __init__(
+        self,
+        read: Read,
+        pictures: DeviceRows,
+        labels: np.ndarray,
+        batch_size: int,
+        rows: int,
+    ) -> None:
+        """Take pictures that are the same in every view from `read`; the rest as in `Features`.
+
+        `pictures` has room for all, uint8 `[S, S, 3]` each.
+        """
+        self._read, self._pictures, self._labels = read, pictures, labels
+        self._batch_size, self._rows = batch_size, rows
+        self._content = np.zeros((len(labels), 3), np.uint32)
+
+    def __call__(self, order: np.ndarray, view: int) -> Iterator[Batch]:
+        """Yield the pictures at the positions `order`, in batches."""
+        if not self._pictures.has(order).all():
+            for batch in closing_at_end(self._read(order, view)):
+                positions = batch.index[batch.valid]
+                self._content[positions] = batch.content[batch.valid]
+                self._pictures.put(positions, jnp.asarray(batch.images))
+                yield batch
+            return
+        for positions in pieces_of(order, self._batch_size):
+            index = padded(positions, self._rows)
+            valid = np.arange(self._rows) < len(positions)
+            images = cast("np.ndarray", self._pictures.get(positions, self._rows))  # good as one
+            yield Batch(images, self._labels[index], valid, self._content[index], index)
+
+
+def pieces_of(order: np.ndarray, size: int) -> list[np.ndarray]:
+    """Cut an order into pieces of `size`; the last may be smaller."""
+    return np.split(order, range(size, len(order), size)) if len(order) else []

@@ -1,0 +1,220 @@
+"""Arrays of equal shape, one for each example of a split: held on the devices, the host or a disk.
+
+A place to hold them tells which rows it has, takes those that were computed, and gives the rows of
+a batch as an array on the devices. Positions count the examples of the split.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vgg_jax.array_store import ArrayTable
+from vgg_jax.training.steps import put_batch, replicate
+
+_READERS = 4
+_MOST_UNWRITTEN = 4  # batches
+_BY_ROW = PartitionSpec("data")
+
+
+class Rows(Protocol):
+    """A place that holds rows."""
+
+    def has(self, positions: np.ndarray) -> np.ndarray:
+        """Tell for each position whether its row is there, bool `[n]`."""
+        ...
+
+    def put(self, positions: np.ndarray, values: jax.Array) -> None:
+        """Take the rows of n positions: the first n of `values` `[P, …]`."""
+        ...
+
+    def get(self, positions: np.ndarray, rows: int) -> jax.Array | None:
+        """Return the rows of n positions `[rows, …]`, whatever beyond n; None if one is lost."""
+        ...
+
+    def prefetch(self, positions: np.ndarray, rows: int) -> None:
+        """Make ready for a `get` of these positions."""
+        ...
+
+
+class DeviceRows:
+    """Rows in the memory of every device, so that a batch of them needs nothing from the host."""
+
+    def __init__(
+        self, mesh: jax.sharding.Mesh, count: int, shape: tuple[int, ...], dtype: np.dtype
+    ) -> None:
+        """Make room for `count` rows."""
+        self._mesh = mesh
+        self._rows = replicate(mesh, jnp.zeros((count, *shape), dtype))
+        self._there = np.zeros(count, bool)
+
+    def has(self, positions: np.ndarray) -> np.ndarray:
+        """As in `Rows`."""
+        return self._there[positions]
+
+    def put(self, positions: np.ndarray, values: jax.Array) -> None:
+        """As in `Rows`."""
+        # Rows beyond the last position are dropped, so that one program serves every batch.
+        where = padded(positions, len(values), filler=len(self._there))
+        self._rows = _scatter(self._rows, where, values)
+        self._there[positions] = True
+
+    def get(self, positions: np.ndarray, rows: int) -> jax.Array:
+        """As in `Rows`."""
+        return _gather(self._rows, padded(positions, rows), NamedSharding(self._mesh, _BY_ROW))
+
+    def prefetch(self, positions: np.ndarray, rows: int) -> None:
+        """As in `Rows`: there is nothing to do."""
+
+
+class HostRows:
+    """Rows in the host's memory."""
+
+    def __init__(
+        self, mesh: jax.sharding.Mesh, count: int, shape: tuple[int, ...], dtype: np.dtype
+    ) -> None:
+        """Make room for `count` rows."""
+        self._mesh = mesh
+        self._rows = np.empty((count, *shape), dtype)
+        self._there = np.zeros(count, bool)
+
+    def has(self, positions: np.ndarray) -> np.ndarray:
+        """As in `Rows`."""
+        return self._there[positions]
+
+    def put(self, positions: np.ndarray, values: jax.Array) -> None:
+        """As in `Rows`."""
+        self._rows[positions] = np.asarray(values)[: len(positions)]
+        self._there[positions] = True
+
+    def get(self, positions: np.ndarray, rows: int) -> jax.Array:
+        """As in `Rows`."""
+        return put_batch(self._mesh, self._rows[padded(positions, rows)])
+
+    def prefetch(self, positions: np.ndarray, rows: int) -> None:
+        """As in `Rows`: there is nothing to do."""
+
+
+class DiskRows:
+    """Rows in a table of files, which other runs use, too: written and read ahead by threads."""
+
+    def __init__(
+        self, mesh: jax.sharding.Mesh, table: ArrayTable, names: np.ndarray, dtype: np.dtype
+    ) -> None:
+        """Use a table in which row i goes by `names[i]`, uint8 `[N, 16]`."""
+        self.table = table
+        self._mesh, self._dtype = mesh, dtype
+        self._names = [name.tobytes() for name in names]
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="features-read")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="features-write")
+        self._writing: collections.deque[tuple[list[bytes], Future[None]]] = collections.deque()
+        self._fresh: dict[bytes, np.ndarray] = {}  # until they are written
+        self._ahead: dict[bytes, _Reading] = {}
+
+    def has(self, positions: np.ndarray) -> np.ndarray:
+        """As in `Rows`."""
+        names = [self._names[i] for i in positions]
+        return np.array([name in self._fresh or name in self.table for name in names], bool)
+
+    def put(self, positions: np.ndarray, values: jax.Array) -> None:
+        """As in `Rows`; the writing goes on in the background.
+
+        Raises:
+            CacheError: If this or an earlier one cannot be written.
+        """
+        names = [self._names[i] for i in positions]
+        rows = np.asarray(values)[: len(names)].view(self.table.dtype)
+        self._fresh.update(zip(names, rows, strict=True))
+        self._writing.append((names, self._writer.submit(self.table.append, names, rows)))
+        while len(self._writing) > _MOST_UNWRITTEN or (
+            self._writing and self._writing[0][1].done()
+        ):
+            self._written_one()
+
+    def flush(self) -> None:
+        """Wait until all is written, and let other processes see it; errors as for `put`."""
+        while self._writing:
+            self._written_one()
+        self.table.flush()
+
+    def get(self, positions: np.ndarray, rows: int) -> jax.Array | None:
+        """As in `Rows`."""
+        reading = self._ahead.pop(positions.tobytes(), None) or self._start(positions, rows)
+        found = reading.result()
+        return None if found is None else put_batch(self._mesh, found)
+
+    def prefetch(self, positions: np.ndarray, rows: int) -> None:
+        """As in `Rows`."""
+        self._ahead[positions.tobytes()] = self._start(positions, rows)
+
+    def close(self) -> None:
+        """End the threads, whatever is under way."""
+        self._readers.shutdown(cancel_futures=True)
+        self._writer.shutdown(cancel_futures=True)
+
+    def _written_one(self) -> None:
+        names, future = self._writing.popleft()
+        future.result()
+        for name in names:
+            self._fresh.pop(name, None)
+
+    def _start(self, positions: np.ndarray, rows: int) -> _Reading:
+        raw = np.zeros((rows, *self.table.shape), self.table.dtype)
+        names = [self._names[i] for i in positions]
+        stored: list[int] = []
+        for i, name in enumerate(names):
+            if (fresh := self._fresh.get(name)) is None:
+                stored.append(i)
+            else:
+                raw[i] = fresh
+        futures = [
+            self._readers.submit(self._read_into, raw, part, [names[i] for i in part])
+            for part in np.array_split(np.array(stored, int), _READERS)
+            if len(part)
+        ]
+        return _Reading(raw.view(self._dtype), futures)
+
+    def _read_into(self, raw: np.ndarray, where: np.ndarray, names: list[bytes]) -> bool:
+        """Read rows; tells whether all could be read."""
+        return all(
+            self.table.read([name], raw[i : i + 1]).all()
+            for i, name in zip(where, names, strict=True)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """Rows that threads are about to read."""
+
+    rows: np.ndarray
+    parts: list[Future[bool]]
+
+    def result(self) -> np.ndarray | None:
+        """Wait for the rows; None if one could not be read."""
+        whole = [part.result() for part in self.parts]
+        return self.rows if all(whole) else None
+
+
+@partial(jax.jit, donate_argnums=0)
+def _scatter(rows: jax.Array, where: jax.Array, values: jax.Array) -> jax.Array:
+    return rows.at[where].set(values, mode="drop")
+
+
+@partial(jax.jit, static_argnums=2)
+def _gather(rows: jax.Array, where: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(rows[where], sharding)
+
+
+def padded(positions: np.ndarray, rows: int, filler: int = 0) -> np.ndarray:
+    """Return positions, int32 `[rows]`, with `filler` after the last."""
+    padded = np.full(rows, filler, np.int32)
+    padded[: len(positions)] = positions
+    return padded
