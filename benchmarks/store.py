@@ -25,11 +25,11 @@ from vgg_jax.array_store import ArrayTable
 HERE = Path(__file__).parent
 RUN = f"import sys; sys.path.insert(0, {str(HERE)!r}); import store; store.main()"
 SHAPE = (14, 14, 512)  # what conv5_1 gets of a picture of 224 pixels: 401,408 bytes
-ROWS, BATCH = 2500, 20
+ROWS, BATCH = 1250, 20
 
 
 def reading(folder: Path) -> Iterator[dict[str, Any]]:
-    """Write a gigabyte of rows, and read it in ways that take turns."""
+    """Write half a gigabyte of rows, and read it in ways that take turns."""
     found = measure(RUN, folder)
     yield {**json.loads(found.output.splitlines()[-1]), "others_cores": found.others_cores}
 
