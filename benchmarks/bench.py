@@ -23,6 +23,7 @@ from typing import Any
 from augment import CHAINS, augmentations
 from checkpoints import saving
 from convert import CONVERT, ENVIRONMENT, Measured, conversions, measure, write_weights
+from store import reading
 
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"
@@ -167,6 +168,18 @@ def checkpoints_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         yield Case("checkpoints", [(f"checkpoints, {case['who']}", text)], **case)
 
 
+def store_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Measure how fast kept features are read, beside sequential reading."""
+    del args
+    for case in reading(folder):
+        names = [name for name in case if name.endswith("_mb_per_s")]
+        rows = [
+            (f"store, {name.removesuffix('_mb_per_s').replace('_', ' ')}", f"{case[name]} MB/s")
+            for name in names
+        ]
+        yield Case("store", rows, **case)
+
+
 CASES = {
     "augment": augment_case,
     "help": help_case,
@@ -174,6 +187,7 @@ CASES = {
     "train": train_case,
     "predict": predict_case,
     "checkpoints": checkpoints_case,
+    "store": store_case,
 }
 
 

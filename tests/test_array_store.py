@@ -122,6 +122,15 @@ def test_numpy_reads_the_files(tmp_path):
     assert [entry.tobytes() for entry in index["id"]] == [id_of(1), id_of(2)]
 
 
+def test_no_rows_are_no_trouble(tmp_path):
+    with closing(open_table(tmp_path)) as table:
+        table.append([], np.zeros((0, *SHAPE), np.float32))
+        table.flush()
+        assert table.read([], np.zeros((0, *SHAPE), np.float32)).shape == (0,)
+    assert not shard_folders(table.folder)
+    assert tables(tmp_path)[0].rows == 0
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4)])
 def test_any_dtype_and_shape(dtype, shape, tmp_path):

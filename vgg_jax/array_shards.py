@@ -6,6 +6,7 @@ A shard is a folder that appears whole and never changes: `rows.npy` `[n, *shape
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -154,7 +155,7 @@ class ShardWriter:
 
 def row_bytes(shape: tuple[int, ...], dtype: DType) -> int:
     """Return the size of a row in bytes."""
-    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return math.prod(shape) * dtype.itemsize
 
 
 def shard_bytes(rows: int, row_bytes: int) -> int:
@@ -164,7 +165,8 @@ def shard_bytes(rows: int, row_bytes: int) -> int:
 
 def rows_in(shard: Path) -> int:
     """Return the number of rows of the shard in that folder, judged by the size of its index."""
-    return ((shard / INDEX_FILE).stat().st_size - _HEADER_BYTES) // INDEX_DTYPE.itemsize
+    index_bytes = (shard / INDEX_FILE).stat().st_size
+    return max(index_bytes - _HEADER_BYTES, 0) // INDEX_DTYPE.itemsize
 
 
 def _checksum(id: bytes, row: Row) -> int:

@@ -6,6 +6,7 @@ same finds it. Several processes may read and write a table at a time.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import threading
@@ -256,7 +257,7 @@ class ArrayTable:
         for id in ids:
             if len(id) != ID_BYTES:
                 raise ValueError(f"An id is {len(id)} bytes long, but must be {ID_BYTES}.")
-        return rows.reshape(len(rows), -1).view(np.uint8)
+        return rows.reshape(len(rows), math.prod(self.shape)).view(np.uint8)
 
     def _fail(self, error: OSError) -> NoReturn:
         if self._writer is not None:

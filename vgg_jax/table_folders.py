@@ -3,7 +3,7 @@
 A table is the folder `<cache>/<kind>/<digest>`. Whoever has it open holds a shared lock on its file
 `used`, whose time of modification tells when it was opened last; whoever removes it needs the lock
 alone. Where a file system has no locks, no table counts as in use: one that is removed from under a
-process is computed anew.
+process is computed anew; and what a dead process left half written stays as long as its table.
 """
 
 from __future__ import annotations

@@ -94,14 +94,14 @@ def _row(cached: CachedTable) -> list[str]:
     table = cached.table
     return [
         table.kind,
-        brief_settings(table.settings),
+        _brief_settings(table.settings),
         str(table.rows),
         format_bytes(table.bytes),
         "in use" if cached.in_use else format_age(time.time() - table.last_used),
     ]
 
 
-def brief_settings(settings: dict[str, Any]) -> str:
+def _brief_settings(settings: dict[str, Any]) -> str:
     """Return the settings that fit a line, digests shortened; lists and the like are left out."""
     return " ".join(
         f"{name}={_DIGEST.sub(lambda digest: digest[0][:8], str(value))}"
