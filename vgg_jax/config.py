@@ -11,15 +11,17 @@ from typing import Any, Literal, Self
 
 from vgg_jax.errors import ConfigError, did_you_mean
 from vgg_jax.layers import resolve_layer
-from vgg_jax.options import fits, spell
+from vgg_jax.options import fits, parse_size, spell
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.plugins import OWN_PACKAGE, find_plugin, list_plugins
 
 DEMO = "demo"
 
 FeaturesDtype = Literal["float32", "bfloat16"]
+FeaturesMode = Literal["auto", "off", "memory", "disk"]
 Fill = Literal["nearest", "constant", "reflect", "wrap"]
 Interpolation = Literal["bilinear", "nearest"]
+OnDevice = Literal["auto", "off"]
 LossName = Literal["categorical", "binary", "keras-binary"]
 OnNan = Literal["stop", "skip"]
 OptimizerName = Literal["rmsprop", "adam", "adamw", "sgd"]
@@ -78,6 +80,16 @@ class TrainConfig:
         checkpoint_minutes: Save within an epoch, too, after so many minutes; above 0.
         on_nan: stop at a step whose loss or gradient is not finite, or skip such steps and count
             them.
+        features: What the frozen layers make of a picture is computed once and kept on `disk`, for
+            later trainings too, or in `memory`; or `off`: computed anew in each epoch. `auto` keeps
+            it, on disk if there is room, where nothing random comes before.
+        features_dtype: To which features are rounded, float32 or bfloat16 (half the size).
+        cache_size: Most that the features of all trainings may take on disk, such as `20GB`.
+        views: Augment each picture in so many ways, of which the epochs use one after the other,
+            and keep their features; 0 augments anew in each epoch.
+        on_device: Have pictures or features in the devices' memory, if there is room; or `off`.
+        verify_features: Compute the features of so many pictures of each split once more when all
+            are kept, and compare.
         reader_threads: Threads that read pictures, at least 1. Default: one for each processor.
         seed: Decides the split, the order, the augmentation and the head's first parameters; at
             least 0.
@@ -103,6 +115,12 @@ class TrainConfig:
     early_stop: int | None = None
     checkpoint_minutes: float = 10.0
     on_nan: OnNan = "stop"
+    features: FeaturesMode = "auto"
+    features_dtype: FeaturesDtype = "float32"
+    cache_size: str = "20GB"
+    views: int = 0
+    on_device: OnDevice = "auto"
+    verify_features: int = 0
     reader_threads: int | None = None
     seed: int = 0
     run: str | None = None
@@ -143,9 +161,26 @@ class TrainConfig:
         )
         minutes = self.checkpoint_minutes
         self._check(0 < minutes < float("inf"), "checkpoint_minutes", "above 0, in minutes")
+        self._check(self.views >= 0, "views", "0 or more")
+        self._check(self.verify_features >= 0, "verify_features", "0 or more")
+        self._check(
+            parse_size(self.cache_size) is not None, "cache_size", "a size such as 500MB or 20GB"
+        )
+        self._check_views()
         self._check(0 <= self.seed < 2**32, "seed", "in [0, 2^32)")
         object.__setattr__(self, "train_from", resolve_layer(self.train_from))
         self._check_plugins()
+
+    def _check_views(self) -> None:
+        if self.views and not self.augment:
+            raise ConfigError(
+                f"--views {self.views} needs --augment: without it every view would be the same."
+            )
+        if self.augment and not self.views and self.features in ("memory", "disk"):
+            raise ConfigError(
+                f"--features {self.features} does not go with --augment, which changes the pictures"
+                " anew in each epoch. Keep a number of views of each, --views 4, or leave it out."
+            )
 
     def _check_plugins(self) -> None:
         find_plugin("head", parse_choice(self.head).ref)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -29,6 +30,15 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, annotation) if isinstance(annotation, type) else True
+
+
+def parse_size(text: str) -> int | None:
+    """Return the bytes of a size such as `500MB`, `1.5 GB` or `4096`; None if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)b?", text.strip(), re.IGNORECASE)
+    if match is None:
+        return None
+    number, unit = match.groups()
+    return round(float(number) * 1000 ** " kmgt".index(unit.lower() or " "))
 
 
 def spell(annotation: Any) -> str:

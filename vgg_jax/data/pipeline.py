@@ -97,7 +97,7 @@ def batches(
         raise ValueError("host augmentations need host_seed.")
     positions = np.arange(len(examples)) if order is None else np.asarray(order)
     positions = positions[start:]
-    threads = _processors() if threads is None else threads
+    threads = min(usable_processors(), _MOST_THREADS) if threads is None else threads
     load = _Loader(examples, image_size, interpolation, host, host_seed or ())
     return _stream(load, positions.tolist(), batch_size, rows, threads)
 
@@ -199,7 +199,7 @@ def _stack(loaded: Sequence[tuple[np.ndarray, ...]], rows: int) -> Batch:
     return Batch(*(join(column) for column in zip(*loaded, strict=True)))
 
 
-def _processors() -> int:
-    """Return how many readers to start: one for each processor that this process may use."""
+def usable_processors() -> int:
+    """Return how many processors this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(usable or 1, _MOST_THREADS)
+    return usable or 1

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,29 @@ import numpy as np
 
 from vgg_jax.data.pipeline import Batch
 from vgg_jax.errors import CacheError
-from vgg_jax.training.rows import DeviceRows, Rows, padded
+from vgg_jax.training.kept_rows import KeptRows
+from vgg_jax.training.rows import DeviceRows, padded
 from vgg_jax.training.steps import Inputs
 from vgg_jax.training.validation import closing_at_end
 
 # Gives batches of the pictures at some positions, in that order, as they are in a view.
 Read = Callable[[np.ndarray, int], Iterator[Batch]]
+
+
+class Keep(Protocol):
+    """Keeps the features of one split."""
+
+    def rows(self, features: Features, view: int) -> KeptRows | None:
+        """Return where those of a view are kept; None if they no longer can be."""
+        ...
+
+    def passed(self, features: Features, view: int) -> None:
+        """Take notice that all batches of a view were given."""
+        ...
+
+    def give_up(self, error: CacheError) -> None:
+        """Take notice that those of no view can be kept any more."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +55,7 @@ class Features:
         put: Transfers arrays `[rows, …]` to the devices.
         compute: Maps such a batch, in a view, to its features `[rows, …]`.
         pool: Maps features to what the steps take.
-        kept: Tells where the pooled features of a view are kept, if they are.
-        give_up: Told why features can be kept no longer; then `kept` gives None.
+        keep: Where the features are kept; None if they are not.
     """
 
     labels: np.ndarray
@@ -49,25 +65,27 @@ class Features:
     put: Callable[[Any], Any]
     compute: Callable[[Batch, int], jax.Array]
     pool: Callable[[jax.Array], jax.Array] = lambda features: features
-    kept: Callable[[int], Rows | None] = lambda view: None
-    give_up: Callable[[CacheError], None] = lambda error: None
+    keep: Keep | None = None
 
     def batches(self, order: np.ndarray, view: int) -> Iterator[Inputs]:
         """Yield the examples at the positions `order`, in batches; the last is padded."""
         done = 0
-        if (rows := self.kept(view)) is not None:
+        rows = self.keep.rows(self, view) if self.keep else None
+        if self.keep is not None and rows is not None:
             with closing(self._through(rows, order, view)) as found:
                 try:
                     for inputs in found:
                         yield inputs
                         done += self.batch_size
                 except CacheError as error:
-                    self.give_up(error)
+                    self.keep.give_up(error)
         with closing(self._computed(order[done:], view)) as computed:
             for positions, features in computed:
                 yield self._inputs(positions, self.pool(features))
+        if self.keep is not None:
+            self.keep.passed(self, view)
 
-    def _through(self, rows: Rows, order: np.ndarray, view: int) -> Generator[Inputs]:
+    def _through(self, rows: KeptRows, order: np.ndarray, view: int) -> Generator[Inputs]:
         """Yield batches out of `rows`, computed first where they are missing."""
         pieces = pieces_of(order, self.batch_size)
         with closing(self._computed(order[~rows.has(order)], view)) as computed:
@@ -82,7 +100,7 @@ class Features:
 
     def _complete(
         self,
-        rows: Rows,
+        rows: KeptRows,
         positions: np.ndarray,
         view: int,
         computed: Iterator[tuple[np.ndarray, jax.Array]],
@@ -102,6 +120,21 @@ class Features:
         if len(order):
             for batch in closing_at_end(self.read(order, view)):
                 yield batch.index[batch.valid], self.compute(batch, view)
+
+    def largest_difference(self, rows: KeptRows, positions: np.ndarray, view: int) -> float:
+        """Compute features once more, and compare with those in `rows`, all of which are there.
+
+        Returns:
+            The largest difference, relative to the largest value.
+        """
+        largest = 0.0
+        with closing(self._computed(positions, view)) as computed:
+            for piece, features in computed:
+                anew = np.asarray(self.pool(features)).astype(np.float32)[: len(piece)]
+                kept = np.asarray(rows.get(piece, self.rows)).astype(np.float32)[: len(piece)]
+                difference = np.abs(anew - kept).max() / np.abs(anew).max()
+                largest = max(largest, float(difference))
+        return largest
 
     def _inputs(self, positions: np.ndarray, features: jax.Array) -> Inputs:
         labels = self.labels[padded(positions, self.rows)]

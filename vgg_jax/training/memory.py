@@ -1,15 +1,44 @@
-"""What to say when the memory does not suffice."""
+"""How much memory there is, and what to say when it does not suffice."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 
 from vgg_jax.errors import TrainingError
 
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 _EXHAUSTED = ("RESOURCE_EXHAUSTED", "Out of memory")
+
+
+def available_bytes(mesh: jax.sharding.Mesh | None = None) -> int:
+    """Return how many bytes can still be had: of each device of a mesh, or of the host.
+
+    A device without a memory of its own, such as the CPU, has the host's. Where the system does not
+    tell, it is none.
+    """
+    if mesh is not None:
+        stats = [device.memory_stats() for device in mesh.devices.flat]
+        free = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if s and "bytes_limit" in s]
+        return min(free) if len(free) == len(stats) else available_bytes() // len(stats)
+    found = re.search(r"MemAvailable: *(\d+) kB", _read(_MEMINFO))
+    available = int(found[1]) * 1024 if found else 0
+    limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
+    if limit.isdigit() and used.isdigit():  # "max" is none
+        available = min(available, max(int(limit) - int(used), 0))
+    return available
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="ascii")
+    except OSError:  # not on this system
+        return ""
 
 
 @contextmanager

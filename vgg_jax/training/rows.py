@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
@@ -104,25 +105,23 @@ class HostRows:
 
 
 class DiskRows:
-    """Rows in a table of files, which other runs use, too: written and read ahead by threads."""
+    """Rows in a table of files, which other runs use, too; threads write, and read ahead."""
 
-    def __init__(
-        self, mesh: jax.sharding.Mesh, table: ArrayTable, names: np.ndarray, dtype: np.dtype
-    ) -> None:
+    def __init__(self, mesh: jax.sharding.Mesh, table: ArrayTable, names: np.ndarray) -> None:
         """Use a table in which row i goes by `names[i]`, uint8 `[N, 16]`."""
         self.table = table
-        self._mesh, self._dtype = mesh, dtype
+        self._mesh = mesh
         self._names = [name.tobytes() for name in names]
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="features-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="features-write")
-        self._writing: collections.deque[tuple[list[bytes], Future[None]]] = collections.deque()
-        self._fresh: dict[bytes, np.ndarray] = {}  # until they are written
+        self._writing: collections.deque[Future[None]] = collections.deque()
+        self._fresh: dict[bytes, np.ndarray] = {}  # until the table gives them, in order
         self._ahead: dict[bytes, _Reading] = {}
 
     def has(self, positions: np.ndarray) -> np.ndarray:
         """As in `Rows`."""
         names = [self._names[i] for i in positions]
-        return np.array([name in self._fresh or name in self.table for name in names], bool)
+        return np.array([name in self.table or name in self._fresh for name in names], bool)
 
     def put(self, positions: np.ndarray, values: jax.Array) -> None:
         """As in `Rows`; the writing goes on in the background.
@@ -130,20 +129,29 @@ class DiskRows:
         Raises:
             CacheError: If this or an earlier one cannot be written.
         """
-        names = [self._names[i] for i in positions]
-        rows = np.asarray(values)[: len(names)].view(self.table.dtype)
+        names, rows = [self._names[i] for i in positions], np.asarray(values)[: len(positions)]
         self._fresh.update(zip(names, rows, strict=True))
-        self._writing.append((names, self._writer.submit(self.table.append, names, rows)))
-        while len(self._writing) > _MOST_UNWRITTEN or (
-            self._writing and self._writing[0][1].done()
-        ):
-            self._written_one()
+        self.write(positions, values)
+        for name in itertools.takewhile(self.table.__contains__, [*self._fresh]):
+            del self._fresh[name]
+
+    def write(self, positions: np.ndarray, values: jax.Array) -> None:
+        """Write rows in the background, which can be read some time later; errors as for `put`."""
+        names = [self._names[i] for i in positions]
+
+        def write() -> None:
+            self.table.append(names, np.ascontiguousarray(np.asarray(values)[: len(names)]))
+
+        self._writing.append(self._writer.submit(write))
+        while len(self._writing) > _MOST_UNWRITTEN or (self._writing and self._writing[0].done()):
+            self._writing.popleft().result()
 
     def flush(self) -> None:
-        """Wait until all is written, and let other processes see it; errors as for `put`."""
+        """Wait until all is written and can be read by other processes; errors as for `put`."""
         while self._writing:
-            self._written_one()
+            self._writing.popleft().result()
         self.table.flush()
+        self._fresh.clear()
 
     def get(self, positions: np.ndarray, rows: int) -> jax.Array | None:
         """As in `Rows`."""
@@ -156,38 +164,32 @@ class DiskRows:
         self._ahead[positions.tobytes()] = self._start(positions, rows)
 
     def close(self) -> None:
-        """End the threads, whatever is under way."""
+        """End the threads; what is not written is not."""
         self._readers.shutdown(cancel_futures=True)
         self._writer.shutdown(cancel_futures=True)
 
-    def _written_one(self) -> None:
-        names, future = self._writing.popleft()
-        future.result()
-        for name in names:
-            self._fresh.pop(name, None)
-
     def _start(self, positions: np.ndarray, rows: int) -> _Reading:
-        raw = np.zeros((rows, *self.table.shape), self.table.dtype)
+        found = np.zeros((rows, *self.table.shape), self.table.dtype)
         names = [self._names[i] for i in positions]
         stored: list[int] = []
         for i, name in enumerate(names):
             if (fresh := self._fresh.get(name)) is None:
                 stored.append(i)
             else:
-                raw[i] = fresh
-        futures = [
-            self._readers.submit(self._read_into, raw, part, [names[i] for i in part])
-            for part in np.array_split(np.array(stored, int), _READERS)
-            if len(part)
-        ]
-        return _Reading(raw.view(self._dtype), futures)
-
-    def _read_into(self, raw: np.ndarray, where: np.ndarray, names: list[bytes]) -> bool:
-        """Read rows; tells whether all could be read."""
-        return all(
-            self.table.read([name], raw[i : i + 1]).all()
-            for i, name in zip(where, names, strict=True)
+                found[i] = fresh
+        parts = np.array_split(np.array(stored, int), min(_READERS, max(len(stored), 1)))
+        return _Reading(
+            found,
+            [
+                self._readers.submit(self._read, found, part.tolist(), [names[i] for i in part])
+                for part in parts
+            ],
         )
+
+    def _read(self, found: np.ndarray, where: list[int], names: list[bytes]) -> bool:
+        """Read rows, each to its place; tells whether all could be read."""
+        places = zip(where, names, strict=True)
+        return all(self.table.read([name], found[i : i + 1]).all() for i, name in places)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,8 +21,11 @@ from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed
-from vgg_jax.training.features import Features
+from vgg_jax.training.features import Features, ResidentPictures
+from vgg_jax.training.keeping import Keeper, Memory
+from vgg_jax.training.rows import DeviceRows
 from vgg_jax.training.steps import Inputs, Steps, put_batch
+from vgg_jax.training.validation import closing_at_end
 
 
 def absolute_data(data: str) -> str:
@@ -47,82 +52,116 @@ def open_training_data(config: ResolvedConfig, progress: Progress) -> DataSet:
     return data
 
 
-def make_feed(
-    config: ResolvedConfig,
-    chain: Chain,
-    steps: Steps,
-    frozen: Parameters,
-    data: DataSet,
-    mesh: jax.sharding.Mesh,
-) -> Feed:
-    """Return what gives a training its batches."""
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a training computes its features with.
+
+    Attributes:
+        config: Its options.
+        chain: Its augmentations.
+        steps: Its programs.
+        frozen: The parameters of the prefix.
+        mesh: Its devices.
+    """
+
+    config: ResolvedConfig
+    chain: Chain
+    steps: Steps
+    frozen: Parameters
+    mesh: jax.sharding.Mesh
+
+    def features(self, examples: Examples, *, augmented: bool) -> Features:
+        """Return the features of a split, kept nowhere."""
+        chain, batch_size = (
+            self.chain if augmented else Chain(),
+            batch_size_of(self.config, examples),
+        )
+
+        def read(order: np.ndarray, view: int) -> Iterator[Batch]:
+            return read_batches(self.config, chain, examples, order, view, self.mesh.size)
+
+        def compute(batch: Batch, view: int) -> jax.Array:
+            images = put_batch(self.mesh, batch.images)
+            if not chain.on_device:
+                return self.steps.features(self.frozen, images)
+            content = put_batch(self.mesh, batch.content)
+            return self.steps.augmented_features(self.frozen, images, content, np.uint32(view))
+
+        return Features(
+            labels=examples.labels,
+            batch_size=batch_size,
+            rows=_padded(batch_size, self.mesh.size),
+            read=read,
+            put=partial(put_batch, self.mesh),
+            compute=compute,
+            pool=self.steps.pool if self.steps.functional.pools else lambda features: features,
+        )
+
+
+def make_feed(source: Source, data: DataSet, memory: Memory, keeper: Keeper | None) -> Feed:
+    """Return what gives a training its batches, with `keeper` from where features are kept."""
+    config, chain = source.config, source.chain
     train, validation = data.splits["train"], data.splits["validation"]
-    train_features = features_of(config, chain, steps, frozen, train, mesh)
-    plain_features = features_of(config, Chain(), steps, frozen, validation, mesh)
+    features = {
+        "train": source.features(train, augmented=True),
+        "validation": source.features(validation, augmented=False),
+    }
+    for split, found in features.items():
+        augmented = split == "train" and bool(config.augment)
+        if keeper is not None:
+            features[split] = dataclasses.replace(found, keep=keeper.of(split, augmented=augmented))
+        elif config.epochs > 1 and not (augmented and chain.host):
+            features[split] = _on_devices(found, config, source.mesh, memory)
 
     def train_batches(epoch: int, start: int, step: int) -> Iterator[Inputs]:
+        view = view_of(epoch, config.views)
         order = epoch_order(len(train), config.seed, epoch)[start:]
         if chain.mixes:
-            return mixed_batches(train_features, steps, frozen, mesh, order, epoch, step)
-        return train_features.batches(order, epoch)
+            return mixed_batches(source, features["train"], order, view, step)
+        return features["train"].batches(order, view)
 
     return Feed(
         train=train_batches,
-        validation=lambda: plain_features.batches(np.arange(len(validation)), 0),
+        validation=lambda: features["validation"].batches(np.arange(len(validation)), 1),
         labels=validation.labels,
         examples=len(train),
-        batch_size=train_features.batch_size,
+        batch_size=features["train"].batch_size,
     )
 
 
-def features_of(
-    config: ResolvedConfig,
-    chain: Chain,
-    steps: Steps,
-    frozen: Parameters,
-    examples: Examples,
-    mesh: jax.sharding.Mesh,
+def _on_devices(
+    features: Features, config: ResolvedConfig, mesh: jax.sharding.Mesh, memory: Memory
 ) -> Features:
-    """Return the features of a split, in views that a chain makes."""
-
-    def read(order: np.ndarray, view: int) -> Iterator[Batch]:
-        return read_batches(config, chain, examples, order, view, mesh.size)
-
-    def compute(batch: Batch, view: int) -> jax.Array:
-        images = put_batch(mesh, batch.images)
-        if not chain.on_device:
-            return steps.features(frozen, images)
-        content = put_batch(mesh, batch.content)
-        return steps.augmented_features(frozen, images, content, np.uint32(view))
-
-    batch_size = batch_size_of(config, examples)
-    return Features(
-        labels=examples.labels,
-        batch_size=batch_size,
-        rows=_padded(batch_size, mesh.size),
-        read=read,
-        put=partial(put_batch, mesh),
-        compute=compute,
-        pool=steps.pool if steps.functional.pools else lambda features: features,
+    """Let pictures stay on the devices after they were read once, if there is room."""
+    count, shape = len(features.labels), (config.image_size, config.image_size, 3)
+    size = count * math.prod(shape)
+    if memory.place_for(size) is not DeviceRows:
+        return features
+    memory.take(DeviceRows, size)
+    pictures = DeviceRows(mesh, count, shape, np.dtype(np.uint8))
+    return dataclasses.replace(
+        features,
+        read=ResidentPictures(
+            features.read, pictures, features.labels, features.batch_size, features.rows
+        ),
     )
+
+
+def view_of(epoch: int, views: int) -> int:
+    """Return which view of the pictures an epoch uses: its own, or one of a fixed number."""
+    return (epoch - 1) % views + 1 if views else epoch
 
 
 def mixed_batches(
-    features: Features,
-    steps: Steps,
-    frozen: Parameters,
-    mesh: jax.sharding.Mesh,
-    order: np.ndarray,
-    view: int,
-    step: int,
+    source: Source, features: Features, order: np.ndarray, view: int, step: int
 ) -> Iterator[Inputs]:
     """Yield batches whose pictures are mixed, which depends on the step; the first has `step`."""
-    for number, batch in enumerate(features.read(order, view), start=step):
-        fields = {
-            name: put_batch(mesh, getattr(batch, name))
-            for name in ("images", "labels", "valid", "content")
-        }
-        found, targets = steps.mixed_features(frozen, fields, np.uint32(view), np.uint32(number))
+    for number, batch in enumerate(closing_at_end(features.read(order, view)), start=step):
+        names = ("images", "labels", "valid", "content")
+        fields = {name: put_batch(source.mesh, getattr(batch, name)) for name in names}
+        found, targets = source.steps.mixed_features(
+            source.frozen, fields, np.uint32(view), np.uint32(number)
+        )
         yield Inputs(features.pool(found), targets, fields["valid"])
 
 

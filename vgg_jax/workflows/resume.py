@@ -28,7 +28,12 @@ from vgg_jax.workflows.session import Session, chain_of
 
 # These change no number, or only how far the training goes; weights are compared by digest, and so
 # are the data of runs that recorded theirs.
-_MAY_CHANGE = {"epochs", "run", "weights", "checkpoint_minutes", "reader_threads", "on_nan"}
+_MAY_CHANGE = {"epochs", "run", "weights", "checkpoint_minutes", "reader_threads", "on_nan"} | {
+    "features",
+    "cache_size",
+    "on_device",
+    "verify_features",
+}
 # What is saved does not fit others of these; the seed decides which pictures were held back.
 _MUST_STAY = {"head", "train_from", "optimizer", "seed"}
 

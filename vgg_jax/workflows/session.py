@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,15 @@ from vgg_jax.model.freezing import label_parameters, split_parameters, train_onl
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored, fill_leaves
-from vgg_jax.training.epoch import Limits
+from vgg_jax.training.epoch import Feed, Limits
 from vgg_jax.training.interruption import Interruption
+from vgg_jax.training.keeping import Keeper, Memory, Splits, why_not_kept
 from vgg_jax.training.loop import fit
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import Steps, TrainState, data_mesh, replicate
-from vgg_jax.workflows.feed import make_feed
+from vgg_jax.workflows.feed import Source, make_feed
 from vgg_jax.workflows.load import checked
 
 _KERAS_BINARY_WARNING = (
@@ -75,6 +77,7 @@ class Session:
             label_smoothing=config.label_smoothing,
             augment=chain if chain.on_device else None,
             seed=config.seed,
+            features_dtype=config.features_dtype,
             num_classes=num_classes,
         )
         mesh = data_mesh()
@@ -106,7 +109,6 @@ class Session:
         config = self.config
         if config.loss == "keras-binary":
             progress.warn(_KERAS_BINARY_WARNING)
-        feed = make_feed(config, self.chain, self.steps, self.frozen, data, self.mesh)
         limits = Limits(
             epochs=config.epochs,
             early_stop=config.early_stop,
@@ -114,7 +116,11 @@ class Session:
             on_nan=config.on_nan,
             interruption=interruption or Interruption(),
         )
-        with limits.interruption.listening() if interruption else nullcontext(), run.training():
+        with (
+            limits.interruption.listening() if interruption else nullcontext(),
+            run.training(),
+            self._feed(data, progress) as feed,
+        ):
             fit(
                 self.steps,
                 self.state,
@@ -127,3 +133,24 @@ class Session:
                 start=start,
                 progress=progress,
             )
+
+    @contextmanager
+    def _feed(self, data: DataSet, progress: Progress) -> Generator[Feed]:
+        """Give the batches of the training, their features kept if that is wanted and possible."""
+        config = self.config
+        source = Source(config, self.chain, self.steps, self.frozen, self.mesh)
+        memory = Memory(config, self.mesh)
+        if why_not := why_not_kept(config, self.chain):
+            progress.note(f"Features are not kept: {why_not}.")
+            yield make_feed(source, data, memory, None)
+            return
+        views = range(1, config.views + 1) if config.augment else (None,)
+        splits: Splits = {
+            "train": (data.splits["train"], tuple(views)),
+            "validation": (data.splits["validation"], (None,)),
+        }
+        keeper = Keeper(config, self.steps, self.frozen, splits, self.mesh, memory, progress)
+        try:
+            yield make_feed(source, data, memory, keeper)
+        finally:
+            keeper.close()

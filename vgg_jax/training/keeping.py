@@ -1,0 +1,315 @@
+"""Whether and where a training keeps its features: what was asked for, what there is room for."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_jax.array_store import ArrayTable
+from vgg_jax.augment.chain import Chain
+from vgg_jax.cache import CACHE_VARIABLE, cache_folder
+from vgg_jax.config import ResolvedConfig
+from vgg_jax.data.examples import Examples
+from vgg_jax.errors import CacheError, ConfigError, TrainingError
+from vgg_jax.model.classifier import Parameters
+from vgg_jax.options import parse_size
+from vgg_jax.progress import Progress, format_bytes
+from vgg_jax.table_folders import FEATURES
+from vgg_jax.training.feature_names import row_names, settings_of
+from vgg_jax.training.features import Features
+from vgg_jax.training.kept_rows import InMemory, KeptRows, OnDisk
+from vgg_jax.training.memory import available_bytes
+from vgg_jax.training.rows import DeviceRows, DiskRows, HostRows
+from vgg_jax.training.steps import Steps
+
+View = int | None  # None: pictures as they are
+Splits = Mapping[str, tuple[Examples, Sequence[View]]]
+_MOST_OF_MEMORY, _MOST_OF_DISK = 0.4, 0.9  # of what is free
+
+
+def why_not_kept(config: ResolvedConfig, chain: Chain) -> str | None:
+    """Return why features are not to be kept, whatever room there is; None if they are.
+
+    Raises:
+        ConfigError: If the options contradict each other.
+    """
+    names = ", ".join(config.augment)
+    if chain.mixes and (config.views or config.features in ("memory", "disk")):
+        option = f"--views {config.views}" if config.views else f"--features {config.features}"
+        raise ConfigError(
+            f"{option} does not go with augmentations that mix the pictures of a batch ({names}):"
+            " features then depend on the batch. Leave out one or the other."
+        )
+    if config.features == "off":
+        return "--features off"
+    if chain.mixes:
+        return f"{names} mixes the pictures of each batch anew"
+    if config.augment and not config.views:
+        return (
+            f"{names} changes the pictures anew in each epoch. --views 4 would keep 4 views of each"
+            " picture: then epochs cost several times less from the fifth on"
+        )
+    return None
+
+
+class Memory:
+    """The part of the free memory in which rows may be kept: the devices', then the host's."""
+
+    def __init__(self, config: ResolvedConfig, mesh: jax.sharding.Mesh) -> None:
+        """Look how much is free."""
+        self._mesh = mesh
+        # The CPU has no memory of its own: then both are the same.
+        self._apart = all(device.memory_stats() for device in mesh.devices.flat)
+        self._host = int(_MOST_OF_MEMORY * available_bytes())
+        on_devices = int(_MOST_OF_MEMORY * available_bytes(mesh))
+        self._devices = on_devices if config.on_device == "auto" else 0
+
+    def place_for(self, count: int) -> type[DeviceRows | HostRows] | None:
+        """Return what holds so many bytes; None if there is no room."""
+        if count <= self._devices:
+            return DeviceRows
+        return HostRows if count <= self._host else None
+
+    def take(self, place: type[DeviceRows | HostRows], count: int) -> None:
+        """Reserve so many bytes."""
+        if place is DeviceRows or not self._apart:
+            self._devices -= count
+        if place is HostRows or not self._apart:
+            self._host -= count
+
+
+class Keeper:
+    """Keeps the features of the splits of one training."""
+
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        steps: Steps,
+        frozen: Parameters,
+        splits: Splits,
+        mesh: jax.sharding.Mesh,
+        memory: Memory,
+        progress: Progress,
+    ) -> None:
+        """Decide where to keep the features of splits, each in some views, and tell the user.
+
+        Raises:
+            ConfigError: If there is no room for what was asked for.
+        """
+        self._config, self._steps, self._frozen = config, steps, frozen
+        self._splits, self._mesh, self._progress = splits, mesh, progress
+        side = config.image_size
+        pictures = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
+        self._features = jax.eval_shape(steps.features, frozen, pictures)
+        self._pooled = jax.eval_shape(steps.pool, self._features)
+        self._tables: dict[View, ArrayTable] = {}
+        self._rows: dict[tuple[str, View], KeptRows] = {}
+        self._stored = self._damaged = 0
+        self._verified: set[tuple[str, View]] = set()
+        self._place: type[DeviceRows | HostRows] | None = None
+        self._decide(memory)
+
+    def of(self, split: str, *, augmented: bool) -> KeptSplit:
+        """Return what keeps the features of one split, in views if it is augmented."""
+        return KeptSplit(self, split, augmented)
+
+    def rows(self, split: str, view: View, features: Features) -> KeptRows | None:
+        """Return where the features of a split in a view are kept; None if they no longer are."""
+        if self._place is None and not self._tables:
+            return None
+        if (split, view) not in self._rows:
+            self._rows[split, view] = self._make_rows(split, view, features)
+        return self._rows[split, view]
+
+    def passed(self, split: str, view: View, features: Features) -> None:
+        """Finish the writing of a split in a view, whose features were all used; verify some.
+
+        Raises:
+            TrainingError: If some that are kept are not what they should be.
+        """
+        if (rows := self._rows.get((split, view))) is None:
+            return
+        try:
+            rows.flush()
+        except CacheError as error:
+            self.give_up(error)
+            return
+        self._tell_damage()
+        if self._config.verify_features and (split, view) not in self._verified:
+            self._verified.add((split, view))
+            self._verify(split, view, rows, features)
+
+    def give_up(self, error: CacheError) -> None:
+        """Keep nothing on disk any longer, and tell the user why."""
+        self._progress.warn(f"Features are no longer kept on disk. {error}")
+        for rows in self._rows.values():
+            rows.close()
+        if self._place is None:
+            self._rows.clear()
+        self._close_tables()
+
+    def close(self) -> None:
+        """End what goes on in the background."""
+        for rows in self._rows.values():
+            rows.close()
+        self._close_tables()
+
+    def _tell_damage(self) -> None:
+        damaged = sum(table.damaged for table in self._tables.values())
+        if damaged > self._damaged:
+            self._progress.warn(
+                f"{damaged - self._damaged} kept features were damaged on disk, and were computed"
+                " anew."
+            )
+            self._damaged = damaged
+
+    def _verify(self, split: str, view: View, rows: KeptRows, features: Features) -> None:
+        kept = np.flatnonzero(rows.has(np.arange(len(features.labels))))
+        rng = np.random.default_rng([self._config.seed, view or 0])
+        drawn = rng.choice(kept, min(self._config.verify_features, len(kept)), replace=False)
+        difference = features.largest_difference(rows, drawn, view or 1)
+        of_view = f" in view {view}" if view is not None else ""
+        if difference > self._tolerance:
+            raise TrainingError(
+                f"The kept features of {len(drawn)} pictures of {split}{of_view} differ by up to"
+                f" {difference:.2g} of the largest from what is computed anew"
+                f" (allowed: {self._tolerance:.2g}). Remove what is kept: vgg-jax cache clear"
+            )
+        self._progress.note(
+            f"Kept features of {len(drawn)} pictures of {split}{of_view}, computed anew:"
+            f" {'equal to the bit' if not difference else f'differ by {difference:.2g}'}."
+        )
+
+    @property
+    def _tolerance(self) -> float:
+        """How far features may differ from those computed anew, relative to the largest."""
+        if jax.default_backend() == "cpu":
+            return 0.0
+        return 1e-5 if self._config.features_dtype == "float32" else 2**-7
+
+    def _decide(self, memory: Memory) -> None:
+        """Choose between disk and memory, as far as that is left open, and say what was chosen."""
+        wanted = self._config.features
+        count = sum(len(examples) * len(views) for examples, views in self._splits.values())
+        in_memory = count * _bytes_of(self._pooled)
+        self._place = memory.place_for(in_memory)
+        no_memory = (
+            ""
+            if self._place
+            else (
+                f"{format_bytes(in_memory)} are more than {_MOST_OF_MEMORY:.0%} of the free memory"
+            )
+        )
+        no_disk = self._open_tables(count) if wanted != "memory" else ""
+        if wanted == "disk" and no_disk:
+            raise ConfigError(f"--features disk: {no_disk}.")
+        if wanted == "memory" and no_memory:
+            raise ConfigError(f"--features memory: {no_memory}. Use --features disk or off.")
+        if no_disk and no_memory:
+            self._progress.note(f"Features are not kept: {no_disk}, and {no_memory}.")
+            return
+        if self._place:
+            memory.take(self._place, in_memory)
+        where = [
+            place
+            for place, there in (("on disk", self._tables), ("in memory", self._place))
+            if there
+        ]
+        size = count * _bytes_of(self._features) if self._tables else in_memory
+        there = f"; {self._stored:,} are there" if self._tables else ""
+        self._progress.note(
+            f"Features are kept {' and '.join(where)}: {count:,} of {format_bytes(size)}{there}."
+        )
+
+    def _open_tables(self, count: int) -> str:
+        """Open the tables of all views; returns why `count` rows find no room there, if so."""
+        size, limit = _bytes_of(self._features), parse_size(self._config.cache_size) or 0
+        if count * size > limit:
+            return (
+                f"{format_bytes(count * size)} are more than --cache-size {self._config.cache_size}"
+            )
+        root = cache_folder() / FEATURES
+        try:
+            for split, (_, views) in self._splits.items():
+                for view in views:
+                    table = self._open_table(root, view, limit)
+                    names = self._names(split, view)
+                    self._stored += sum(name.tobytes() in table for name in names)
+            free = int(_MOST_OF_DISK * shutil.disk_usage(root).free)
+        except CacheError as error:
+            problem = str(error).splitlines()[0].rstrip(".")
+        else:
+            missing = (count - self._stored) * size
+            if missing <= free:
+                return ""
+            problem = (
+                f"{format_bytes(missing)} are more than {_MOST_OF_DISK:.0%} of what is free at"
+                f" {root} ({CACHE_VARIABLE} names another place)"
+            )
+        self._close_tables()
+        return problem
+
+    def _open_table(self, root: Path, view: View, limit: int) -> ArrayTable:
+        if view not in self._tables:
+            settings = settings_of(self._config, self._steps, self._frozen, view)
+            shape, dtype = self._features.shape[1:], self._features.dtype
+            self._tables[view] = ArrayTable(root, settings, shape, dtype, limit_bytes=limit)
+        return self._tables[view]
+
+    def _make_rows(self, split: str, view: View, features: Features) -> KeptRows:
+        count = len(features.labels)
+        disk = None
+        if view in self._tables:
+            disk = DiskRows(self._mesh, self._tables[view], self._names(split, view))
+        if self._place is None:
+            if disk is None:
+                raise RuntimeError("neither on disk nor in memory")
+            return OnDisk(disk, self._steps.pool)
+        shape, dtype = self._pooled.shape[1:], self._pooled.dtype
+        memory = self._place(self._mesh, count, shape, dtype)
+        rows = InMemory(memory, self._steps.pool, disk, self.give_up)
+        rows.load(count, features.batch_size, features.rows)
+        return rows
+
+    def _names(self, split: str, view: View) -> np.ndarray:
+        return row_names(self._splits[split][0], augmented=view is not None)
+
+    def _close_tables(self) -> None:
+        for table in self._tables.values():
+            try:
+                table.close()
+            except CacheError as error:
+                self._progress.warn(str(error))
+        self._tables.clear()
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptSplit:
+    """Keeps the features of one split of a training."""
+
+    keeper: Keeper
+    split: str
+    augmented: bool
+
+    def rows(self, features: Features, view: int) -> KeptRows | None:
+        """As in `vgg_jax.training.features.Keep`."""
+        return self.keeper.rows(self.split, view if self.augmented else None, features)
+
+    def passed(self, features: Features, view: int) -> None:
+        """As in `vgg_jax.training.features.Keep`."""
+        self.keeper.passed(self.split, view if self.augmented else None, features)
+
+    def give_up(self, error: CacheError) -> None:
+        """As in `vgg_jax.training.features.Keep`."""
+        self.keeper.give_up(error)
+
+
+def _bytes_of(rows: jax.ShapeDtypeStruct) -> int:
+    """Return the size of one row."""
+    return int(np.prod(rows.shape[1:])) * rows.dtype.itemsize

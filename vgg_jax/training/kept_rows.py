@@ -1,0 +1,115 @@
+"""Kept features of one split in one view: in memory, perhaps on disk too, or on disk alone.
+
+On disk they are as the prefix gives them, so that heads which pool differently find the same; in
+memory as `Steps.pool` leaves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from vgg_jax.errors import CacheError
+from vgg_jax.training.rows import DiskRows, Rows
+
+Pool = Callable[[jax.Array], jax.Array]
+
+
+class KeptRows(Rows, Protocol):
+    """Rows that take features as the prefix gives them, and give them pooled."""
+
+    def flush(self) -> None:
+        """Let later trainings have what was put.
+
+        Raises:
+            CacheError: If it cannot be written, and is nowhere else.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what goes on in the background."""
+        ...
+
+
+class InMemory:
+    """Kept in memory, and on disk as long as that can be written to."""
+
+    def __init__(
+        self,
+        memory: Rows,
+        pool: Pool,
+        disk: DiskRows | None = None,
+        warn: Callable[[CacheError], None] = lambda error: None,
+    ) -> None:
+        """Keep in `memory` and, if given, on `disk`; `warn` is told if that fails."""
+        self._memory, self._pool, self._disk, self._warn = memory, pool, disk, warn
+
+    def load(self, count: int, batch_size: int, rows: int) -> None:
+        """Bring those of `count` examples that are on disk into the memory, in batches."""
+        if self._disk is None:
+            return
+        stored = np.flatnonzero(self._disk.has(np.arange(count)))
+        pieces = [stored[i : i + batch_size] for i in range(0, len(stored), batch_size)]
+        for i, piece in enumerate(pieces):
+            if i + 1 < len(pieces):
+                self._disk.prefetch(pieces[i + 1], rows)
+            features = self._disk.get(piece, rows)
+            if features is not None:
+                self._memory.put(piece, self._pool(features))
+                continue
+            for alone in piece[self._disk.has(piece), None]:  # not the damaged ones of the batch
+                features = self._disk.get(alone, rows)
+                if features is not None:
+                    self._memory.put(alone, self._pool(features))
+
+    def has(self, positions: np.ndarray) -> np.ndarray:
+        """As in `Rows`."""
+        return self._memory.has(positions)
+
+    def put(self, positions: np.ndarray, values: jax.Array) -> None:
+        """As in `Rows`."""
+        self._memory.put(positions, self._pool(values))
+        self._write(lambda disk: disk.write(positions, values))
+
+    def get(self, positions: np.ndarray, rows: int) -> jax.Array | None:
+        """As in `Rows`."""
+        return self._memory.get(positions, rows)
+
+    def prefetch(self, positions: np.ndarray, rows: int) -> None:
+        """As in `Rows`: there is nothing to do."""
+
+    def flush(self) -> None:
+        """As in `KeptRows`; never raises."""
+        self._write(DiskRows.flush)
+
+    def close(self) -> None:
+        """As in `KeptRows`."""
+        if self._disk is not None:
+            self._disk.close()
+
+    def _write(self, write: Callable[[DiskRows], None]) -> None:
+        if self._disk is not None:
+            try:
+                write(self._disk)
+            except CacheError as error:
+                self._disk.close()
+                self._disk = None
+                self._warn(error)
+
+
+class OnDisk:
+    """Kept on disk alone."""
+
+    def __init__(self, disk: DiskRows, pool: Pool) -> None:
+        """Keep on `disk`."""
+        self._disk, self._pool = disk, pool
+        self.has, self.put, self.prefetch = disk.has, disk.put, disk.prefetch
+        self.flush, self.close = disk.flush, disk.close
+
+    def get(self, positions: np.ndarray, rows: int) -> jax.Array | None:
+        """As in `Rows`."""
+        features = self._disk.get(positions, rows)
+        return None if features is None else self._pool(features)
