@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from vgg_jax.cli.training_options import TrainingOptions
 from vgg_jax.config import ResolvedConfig, TrainConfig, merge_options, read_toml
 from vgg_jax.errors import ConfigError, PluginError, VggJaxError
 from vgg_jax.plugins import find_plugin
@@ -126,3 +127,8 @@ def test_the_default_head_is_the_built_in_one_whoever_claims_its_name(installed,
     assert claim_run_path(config, tmp_path).name == "demo-dense256-1"
     with pytest.raises(PluginError, match=r"claimed by other-heads 1.0 and vgg-jax"):
         TrainConfig(head="dense256")  # who names it is asked which
+
+
+def test_the_command_line_offers_every_option_of_a_training():
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert {*TrainingOptions.__annotations__, "run"} == fields  # --run is the command's own
