@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.augment.chain import Chain, build_chain
+from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet, Split
 from vgg_jax.data.sources import open_data
@@ -68,6 +69,7 @@ def evaluate(
         WeightsError: If the backbone is gone or is another one.
     """
     progress = progress or Progress()
+    keep_compiled_programs(progress)
     folder = RunFolder(Path(run))
     record = folder.read_record()
     config = folder.read_config(allow_local_code=allow_local_code, progress=progress)

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.errors import PluginError, RunError, VggJaxError, WeightsError, cause_of
 from vgg_jax.layers import HEAD
@@ -66,6 +67,7 @@ def load_classifier(
             installed or not allowed.
         WeightsError: If the backbone is gone or is another one.
     """
+    keep_compiled_programs(progress)
     folder = RunFolder(Path(run))
     record = folder.read_record()
     config = folder.read_config(allow_local_code=allow_local_code, progress=progress)
@@ -98,6 +100,7 @@ def load_top_classifier(weights: str | Path, progress: Progress | None = None) -
     Raises:
         WeightsError: If the weights are not there, are damaged, or have no top.
     """
+    keep_compiled_programs(progress)
     name = str(weights)
     if name.startswith(RANDOM_PREFIX):
         raise _no_top(name)
