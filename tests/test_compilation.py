@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,17 +68,21 @@ def trainings(options, tmp_path_factory):
     return folder, found
 
 
-@pytest.fixture
-def predict(trainings, photos, tmp_path):
-    """Predict one picture with the programs of the trainings, copied into `tmp_path / "cache"`."""
+@pytest.fixture(scope="module")
+def prediction(trainings, photos):
+    """A command that predicts a picture, and what it prints; its programs are kept, too."""
     folder, _ = trainings
-    shutil.copytree(folder / "cache", tmp_path / "cache")
-    command = ["predict", folder / "cold", photos / "test" / "dots" / "0.png"]
+    command = ["predict", str(folder / "cold"), str(photos / "test" / "dots" / "0.png")]
+    done = python(MAIN, *command, VGG_JAX_CACHE=str(folder / "cache"))
+    assert done.stderr == ""
+    return command, done.stdout
 
-    def predict(**environment: str) -> subprocess.CompletedProcess[str]:
-        return python(MAIN, *command, **{"VGG_JAX_CACHE": str(tmp_path / "cache"), **environment})
 
-    return predict
+@pytest.fixture
+def cache(trainings, prediction, tmp_path) -> Path:
+    """A copy of the cache folder with all these programs."""
+    folder, _ = trainings
+    return shutil.copytree(folder / "cache", tmp_path / "cache")
 
 
 def compiled(cache: Path) -> dict[str, bytes]:
@@ -105,10 +110,9 @@ def test_programs_from_the_disk_give_the_same_bits(trainings):
     assert found["warm"]["hits"] >= found["cold"]["misses"]
 
 
-def test_damaged_programs_are_compiled_again_in_silence(predict, tmp_path):
-    first = predict()
-    assert first.stderr == ""
-    before = compiled(tmp_path / "cache")
+def test_damaged_programs_are_compiled_again_in_silence(cache, prediction):
+    command, printed = prediction
+    before = compiled(cache)
     damages = (
         lambda content: content[: len(content) // 2],
         lambda content: b"",
@@ -116,30 +120,32 @@ def test_damaged_programs_are_compiled_again_in_silence(predict, tmp_path):
         lambda content: os.urandom(len(content)),
     )
     for i, (name, content) in enumerate(before.items()):
-        (tmp_path / "cache" / "compiled" / name).write_bytes(damages[i % 4](content))
-    again = predict()
-    assert (again.stdout, again.stderr) == (first.stdout, "")
-    after = compiled(tmp_path / "cache")
+        (cache / "compiled" / name).write_bytes(damages[i % 4](content))
+    again = python(MAIN, *command, VGG_JAX_CACHE=str(cache))
+    assert (again.stdout, again.stderr) == (printed, "")
+    after = compiled(cache)
     assert after.keys() == before.keys()
-    repaired = sum(map(is_whole, after.values()))
-    assert 5 < repaired < len(after)  # those of a training are none of a prediction's
-    predict()
-    assert compiled(tmp_path / "cache") == after  # nothing was left to be compiled
+    assert 5 < sum(map(is_whole, after.values())) < len(after)  # the rest are the training's
+    python(MAIN, *command, VGG_JAX_CACHE=str(cache))
+    assert compiled(cache) == after  # nothing was left to be compiled
 
 
-def test_what_xla_says_of_other_processors_is_not_shown(predict, tmp_path):
+def test_what_xla_says_of_other_processors_is_not_shown(cache, prediction):
     """As on a processor whose own tuning flags XLA takes for instructions that it lacks."""
+    command, printed = prediction
     changed = 0
-    for name, content in compiled(tmp_path / "cache").items():
+    for name, content in compiled(cache).items():
         program = decompress_executable(content[32:])
         changed += b",-sm4," in program
         content = compress_executable(program.replace(b",-sm4,", b",+sm4,"))
         checksum = hashlib.sha256(content).digest()
-        (tmp_path / "cache" / "compiled" / name).write_bytes(checksum + content)
+        (cache / "compiled" / name).write_bytes(checksum + content)
     if not changed:
         pytest.skip("programs for this kind of processor name no such feature")
-    assert "sm4" in predict(TF_CPP_MIN_LOG_LEVEL="2").stderr
-    assert predict().stderr == ""
+    shown = python(MAIN, *command, VGG_JAX_CACHE=str(cache), TF_CPP_MIN_LOG_LEVEL="2")
+    assert "sm4" in shown.stderr
+    hidden = python(MAIN, *command, VGG_JAX_CACHE=str(cache))
+    assert (hidden.stdout, hidden.stderr) == (printed, "")
 
 
 @pytest.mark.parametrize(
@@ -226,13 +232,27 @@ for i in range(10**6):
         assert whole
         for path in whole:
             assert is_whole(path.read_bytes())
-    for part in (folder / "a.part", *folder.glob("*.part")):
-        part.touch()
+    (folder / "left.part").touch()
+    for part in folder.glob("*.part"):
         os.utime(part, (0, 0))
     store, _ = new_store(folder, most_bytes=1 << 30)
     store.put("new", b"program")
     assert not list(folder.glob("*.part"))
     assert store.get("new") == b"program"
+
+
+def test_several_may_write_and_make_room_at_once(tmp_path):
+    stores = [new_store(tmp_path, most_bytes=20_000) for _ in range(8)]
+
+    def write(number: int) -> None:
+        for i in range(150):
+            stores[number][0].put(f"{i}", bytes([i]) * 1000)
+            assert stores[number][0].get(f"{i // 2}") in (None, bytes([i // 2]) * 1000)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(8)))
+    assert not any(notes for _, notes in stores)
+    assert all(is_whole(path.read_bytes()) for path in tmp_path.iterdir())
 
 
 def test_other_numbers_of_cores_have_other_programs(tmp_path, monkeypatch):
@@ -242,15 +262,13 @@ def test_other_numbers_of_cores_have_other_programs(tmp_path, monkeypatch):
     assert store.get("key") is None
 
 
-def test_a_folder_that_cannot_be_had_is_told_once(trainings, predict, tmp_path):
-    first = predict()
-    occupied = tmp_path / "occupied"
-    occupied.mkdir()
-    (occupied / "compiled").touch()
-    done = predict(VGG_JAX_CACHE=str(occupied))
-    assert done.stdout == first.stdout
-    assert len(done.stderr.splitlines()) == 1
-    assert f"cannot be kept in {occupied / 'compiled'}: File exists." in done.stderr
+def test_a_folder_that_cannot_be_had_is_told_once(prediction, tmp_path):
+    command, printed = prediction
+    (tmp_path / "compiled").touch()
+    done = python(MAIN, *command, VGG_JAX_CACHE=str(tmp_path))
+    assert done.stdout == printed
+    (note,) = done.stderr.splitlines()
+    assert f"cannot be kept in {tmp_path / 'compiled'}: File exists." in note
 
 
 def test_a_folder_that_others_may_write_is_not_trusted(tmp_path):
@@ -264,29 +282,18 @@ def test_a_folder_that_others_may_write_is_not_trusted(tmp_path):
 
 @needs_mounts
 @pytest.mark.parametrize(
-    ("mount", "reason"),
-    [
-        ("size=16k", "No space left on device"),
-        ("ro", "Read-only file system"),
-    ],
+    ("mount", "reason"), [("size=16k", "No space left on device"), ("ro", "Read-only file system")]
 )
-def test_a_disk_that_takes_no_programs_is_told_once(
-    mount, reason, trainings, predict, photos, tmp_path
-):
-    first = predict()
-    disk = tmp_path / "disk"
-    disk.mkdir()
+def test_a_disk_that_takes_no_programs_is_told_once(mount, reason, prediction, tmp_path):
+    command, printed = prediction
     script = """
         mount -t tmpfs -o size=1m tmpfs "$1" && mkdir -m 700 "$1/compiled" || exit 99
         mount -o "remount,$2" tmpfs "$1"; disk=$1; shift 2
         VGG_JAX_CACHE=$disk "$@"; echo "exit $?" >&2
         ls -A "$disk/compiled" | grep part
     """
-    folder, _ = trainings
-    picture = photos / "test" / "dots" / "0.png"
-    program = [sys.executable, "-c", MAIN, "predict", folder / "cold", picture]
-    done = in_shell(script, disk, mount, *program)
-    assert done.stdout == first.stdout
+    done = in_shell(script, tmp_path, mount, sys.executable, "-c", MAIN, *command)
+    assert done.stdout == printed
     note, code = done.stderr.splitlines()
-    assert f"cannot be kept in {disk / 'compiled'}: {reason}." in note
+    assert f"cannot be kept in {tmp_path / 'compiled'}: {reason}." in note
     assert code == "exit 0"

@@ -144,10 +144,10 @@ class ProgramStore:
         for path in self._path.iterdir():
             with suppress(FileNotFoundError):  # another process makes room, too
                 found = path.stat()
-                if path.suffix == _PART and found.st_mtime < time.time() - _PART_SECONDS:
-                    path.unlink()  # its process was killed
-                else:
+                if path.suffix != _PART:
                     files.append((found.st_mtime, found.st_size, path))
+                elif found.st_mtime < time.time() - _PART_SECONDS:
+                    path.unlink()  # its process was killed
         self._may_hold_bytes = size + sum(size for _, size, _ in files)
         if self._may_hold_bytes <= self._most_bytes:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -72,9 +73,11 @@ def load_classifier(
     record = folder.read_record()
     config = folder.read_config(allow_local_code=allow_local_code, progress=progress)
     epoch = folder.checkpoints.find(checkpoint)
-    restored = folder.checkpoints.restore(epoch)
+    with ThreadPoolExecutor(1) as thread:  # reading and checking keeps one core busy
+        restoring = thread.submit(folder.checkpoints.restore, epoch)
+        opened = open_run_backbone(folder, record, weights, progress)
+    restored = restoring.result()
     folder.checkpoints.close()
-    opened = open_run_backbone(folder, record, weights, progress)
     functional, parameters = build_functional(opened, config, len(record.class_names))
     trained = checked(restored.trained, parameters)
     return TrainedClassifier(
@@ -195,7 +198,7 @@ def checked(restored: Mapping[str, np.ndarray], parameters: Parameters) -> Param
                 f"The checkpoint's {path!r} has shape {value.shape}, the classifier's has {here};"
                 f" {_OTHER_HEAD}"
             )
-    return {path: jax.numpy.asarray(value) for path, value in restored.items()}
+    return {path: jax.device_put(value) for path, value in restored.items()}
 
 
 _OTHER_HEAD = (
