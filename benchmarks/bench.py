@@ -28,6 +28,18 @@ from store import reading
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared"
 VGG_JAX = "from vgg_jax.cli.app import main; main()"
+# Ends once the first step of a training on the demo's pictures is done.
+FIRST_STEP = """
+import os, sys
+from vgg_jax import train
+from vgg_jax.progress import Progress
+class FirstStep(Progress):
+    def step_done(self, *figures):
+        report_peak()
+        sys.stdout.flush()
+        os._exit(0)
+train(data="demo", epochs=1, run=sys.argv[1], progress=FirstStep())
+"""
 PEER = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 Row = tuple[str, str]
 
@@ -118,15 +130,17 @@ def keras_backends(args: argparse.Namespace) -> list[str]:
 
 
 def predict_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
-    """Measure the prediction of one picture by the run that `train` left."""
+    """Measure the prediction of one picture by the run that `train` left, programs being kept."""
     run = folder / "run-0"
     if not run.is_dir():
         return say("predict: there is no run to predict with; measure `train` with it.")
     picture = next(args.data.glob("test/*/*"))
+    kept = keeping_programs(folder / "predict-cache")
+    measure(VGG_JAX, "predict", run, picture, environment=kept)
     imports, runs = [], []
     for _ in range(args.repeats):
-        imports.append(measure("import vgg_jax.workflows.predict"))
-        runs.append(measure(VGG_JAX, "predict", run, picture))
+        imports.append(measure("import flax.nnx, orbax.checkpoint"))
+        runs.append(measure(VGG_JAX, "predict", run, picture, environment=kept))
     least, best = min(imports), min(runs)
     beyond = best.seconds - least.seconds
     text = f"{best.seconds:.2f} s, {beyond:.2f} s beyond imports; peak {best.peak_mb:.0f} MB"
@@ -140,6 +154,27 @@ def predict_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         peak_mb=round(best.peak_mb),
         peak_mb_imports=round(least.peak_mb),
     )
+
+
+def start_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Time a training on the demo's pictures until its first step, without and with programs."""
+    kept = keeping_programs(folder / "start-cache")
+    measure(FIRST_STEP, folder / "start", environment=kept)  # which draws the pictures, too
+    times: dict[str, list[float]] = {"compiling": [], "programs kept": []}
+    for i in range(args.repeats):
+        for what, seconds in times.items():
+            off = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if what == "compiling" else {}
+            run = folder / f"start-{what}-{i}"
+            seconds.append(measure(FIRST_STEP, run, environment=kept | off).seconds)
+    for what, seconds in times.items():
+        least = round(min(seconds), 2)
+        rows = [(f"training on the demo, first step, {what}", f"{least} s")]
+        yield Case("start", rows, who=what, seconds=least)
+
+
+def keeping_programs(cache: Path) -> dict[str, str]:
+    """Return the environment of processes that share compiled programs in a cache folder."""
+    return {"JAX_ENABLE_COMPILATION_CACHE": "true", "VGG_JAX_CACHE": str(cache)}
 
 
 def augment_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
@@ -186,6 +221,7 @@ CASES = {
     "convert": convert_case,
     "train": train_case,
     "predict": predict_case,
+    "start": start_case,
     "checkpoints": checkpoints_case,
     "store": store_case,
 }

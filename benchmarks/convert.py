@@ -17,6 +17,8 @@ TESTS = Path(__file__).parent.parent / "tests"
 
 # A user's Python keeps compiled modules, even where the shell that runs this says otherwise.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+# Each figure includes compiling, but for those that say otherwise.
+ENVIRONMENT["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # ru_maxrss of a process started from a large one would begin with that one's; VmHWM does not.
 PEAK = """
 import atexit

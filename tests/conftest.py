@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import tempfile
 from pathlib import Path
 
-import compiled_programs
 import numpy as np
 import pytest
 from PIL import Image
 from weight_files import write_published_h5
 
+from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.demo.pictures import PATTERNS, draw
 from vgg_jax.workflows.convert import convert_weights
 from vgg_jax.workflows.train import Run, train
@@ -21,19 +22,20 @@ SPLIT_SIZES = {"train": 7, "validation": 3, "test": 3}  # of each class
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep compiled programs beside what pytest keeps itself, for this session and the next."""
-    if (cache := getattr(config, "cache", None)) is not None:
-        folder = cache.mkdir("compiled")
-        if not hasattr(config, "workerinput"):  # workers start when this is done
-            compiled_programs.forget_if_large(folder)
-        compiled_programs.keep(folder)
+    """Keep tests out of the user's cache, and off the network.
 
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
-    """Keep tests out of the user's cache, and off the network."""
-    os.environ["VGG_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    Compiled programs alone are kept, beside what pytest keeps itself: compiling takes most of the
+    time of the tests, and this session's workers and child processes and the next session share it.
+    """
+    own = tempfile.TemporaryDirectory(prefix="vgg-jax-cache-")
+    config.add_cleanup(own.cleanup)
+    os.environ["VGG_JAX_CACHE"] = own.name
     os.environ["VGG_JAX_MIRROR"] = "http://127.0.0.1:9"  # nothing listens there
+    if (cache := getattr(config, "cache", None)) is not None:
+        compiled = cache.mkdir("compiled")
+        compiled.chmod(0o700)
+        (Path(own.name) / "compiled").symlink_to(compiled)
+    keep_compiled_programs()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mounts import in_shell, needs_mounts
 from training_runs import (
     PROGRAM,
     Recorder,
@@ -39,23 +39,6 @@ class Poison(BatchAugmentation):
     def apply(self, key, images, targets, valid):
         return images, jnp.where(jax.random.uniform(key) < self.share, jnp.nan, targets)
 """
-MOUNTS = (
-    subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode == 0
-    if shutil.which("unshare")
-    else False
-)
-needs_mounts = pytest.mark.skipif(not MOUNTS, reason="this machine lets no test mount a disk")
-
-
-def in_shell(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script whose mounts nobody else sees; its arguments are $1, $2 and so on."""
-    return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
 
 
 def program(options, **others) -> list[str]:

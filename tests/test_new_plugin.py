@@ -77,7 +77,7 @@ def test_they_install_beside_the_program_and_train(packages, photos, tmp_path):
     lent = next(Path(path) for path in sys.path if path.endswith("site-packages"))
     (site / "lent.pth").write_text(f"{lent}\n")  # .pth files in there are not followed
     program = tmp_path / "fresh" / "bin" / "vgg-jax"
-    environment = {"VGG_JAX_CACHE": str(tmp_path / "cache"), "PYTHONPATH": ""}
+    environment = {"PYTHONPATH": ""}
     where = "import vgg_jax; print(vgg_jax.__file__)"
     assert str(site) in run(python, "-c", where, **environment)
     rows = json.loads(run(program, "plugins", "list", "--json", **environment))["plugins"]

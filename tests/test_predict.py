@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -88,3 +92,21 @@ def test_load_backbone_reads_a_folder(weights):
     assert backbone.width == 1 / 16
     images = np.zeros((1, 64, 64, 3), np.uint8)
     assert backbone.run(backbone.normalise(images), stop="conv5_1").shape == (1, 4, 4, 32)
+
+
+def test_a_prediction_imports_neither_grain_nor_optax(run, photos):
+    """But for what Flax imports itself, which of late is Optax."""
+    code = """
+import json, sys
+import flax.nnx, orbax.checkpoint
+before = set(sys.modules)
+from vgg_jax.workflows.predict import predict
+assert len(list(predict(*sys.argv[1:2], sys.argv[2:]))) == 1
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+    picture = photos / "test" / "dots" / "0.png"
+    command = [sys.executable, "-c", code, str(run.path), str(picture)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = set(json.loads(done.stdout))
+    assert "vgg_jax" in imported
+    assert not imported & {"grain", "optax", "tensorflow_datasets", "h5py", "rich", "requests"}

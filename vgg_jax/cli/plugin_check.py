@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import EXIT_FAILED, print_json, print_line, user_errors
+from vgg_jax.cli.console import (
+    EXIT_FAILED,
+    console_progress,
+    print_json,
+    print_line,
+    user_errors,
+)
 
 
 def check(
@@ -26,8 +32,10 @@ def check(
     """Check a plugin against the contract; exit code 1 if it breaks a rule."""
     failed = False
     with user_errors():
+        from vgg_jax.compilation import keep_compiled_programs
         from vgg_jax.testing import check_plugin
 
+        keep_compiled_programs(console_progress())
         report = check_plugin(ref, kind, fixed=fixed)
         failed = bool(report.failures)
         if as_json:

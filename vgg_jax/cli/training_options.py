@@ -72,6 +72,33 @@ class TrainingOptions(TypedDict, total=False):
     on_nan: Annotated[
         str, _option("stop, or skip steps whose loss or gradient is not finite. [default: stop]")
     ]
+    features: Annotated[
+        str,
+        _option(
+            "Keep what the frozen layers make of each picture: auto, off, memory or disk."
+            " [default: auto]"
+        ),
+    ]
+    views: Annotated[
+        int,
+        _option(
+            "Augment each picture in N ways and keep their features; 0 augments anew in each"
+            " epoch. [default: 0]"
+        ),
+    ]
+    features_dtype: Annotated[
+        str, _option("Round features to float32 or bfloat16. [default: float32]")
+    ]
+    cache_size: Annotated[
+        str, _option("Most that kept features may take on disk. [default: 20GB]")
+    ]
+    on_device: Annotated[
+        str,
+        _option("Have features or pictures in the devices' memory: auto or off. [default: auto]"),
+    ]
+    verify_features: Annotated[
+        int, _option("Compute features of N pictures of each split anew, and compare. [default: 0]")
+    ]
     reader_threads: Annotated[
         int, _option("Threads that read pictures. [default: one for each processor]")
     ]

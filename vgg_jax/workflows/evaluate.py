@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.augment.chain import Chain, build_chain
+from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet, Split, learn_contents
 from vgg_jax.data.pipeline import Batch
@@ -71,6 +72,7 @@ def evaluate(
         WeightsError: If the backbone is gone or is another one.
     """
     progress = progress or Progress()
+    keep_compiled_programs(progress)
     folder = RunFolder(Path(run))
     record = folder.read_record()
     config = folder.read_config(allow_local_code=allow_local_code, progress=progress)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.errors import DataError
 from vgg_jax.layers import LAYERS
 from vgg_jax.model.heads import Dense256, Linear, VGGTop
@@ -31,6 +32,7 @@ def forward_pass(weights: SourceWeights) -> Forward:
     Returns:
         A function from RGB uint8 `[1, S, S, 3]` to the name and float32 output of each layer.
     """
+    keep_compiled_programs()
     backbone = VGG16.from_layers(weights.layers, mean=weights.mean, scale=weights.scale)
     head = _build_head(weights)
     graph, parameters = nnx.split(backbone)

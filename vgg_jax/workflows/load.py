@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.errors import PluginError, RunError, VggJaxError, WeightsError, cause_of
 from vgg_jax.layers import HEAD
@@ -66,13 +68,16 @@ def load_classifier(
             installed or not allowed.
         WeightsError: If the backbone is gone or is another one.
     """
+    keep_compiled_programs(progress)
     folder = RunFolder(Path(run))
     record = folder.read_record()
     config = folder.read_config(allow_local_code=allow_local_code, progress=progress)
     epoch = folder.checkpoints.find(checkpoint)
-    restored = folder.checkpoints.restore(epoch)
+    with ThreadPoolExecutor(1) as thread:  # reading and checking keeps one core busy
+        restoring = thread.submit(folder.checkpoints.restore, epoch)
+        opened = open_run_backbone(folder, record, weights, progress)
+    restored = restoring.result()
     folder.checkpoints.close()
-    opened = open_run_backbone(folder, record, weights, progress)
     functional, parameters = build_functional(opened, config, len(record.class_names))
     trained = checked(restored.trained, parameters)
     return TrainedClassifier(
@@ -98,6 +103,7 @@ def load_top_classifier(weights: str | Path, progress: Progress | None = None) -
     Raises:
         WeightsError: If the weights are not there, are damaged, or have no top.
     """
+    keep_compiled_programs(progress)
     name = str(weights)
     if name.startswith(RANDOM_PREFIX):
         raise _no_top(name)
@@ -192,7 +198,7 @@ def checked(restored: Mapping[str, np.ndarray], parameters: Parameters) -> Param
                 f"The checkpoint's {path!r} has shape {value.shape}, the classifier's has {here};"
                 f" {_OTHER_HEAD}"
             )
-    return {path: jax.numpy.asarray(value) for path, value in restored.items()}
+    return {path: jax.device_put(value) for path, value in restored.items()}
 
 
 _OTHER_HEAD = (

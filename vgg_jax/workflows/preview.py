@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vgg_jax.augment.chain import Chain, build_chain
+from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.config import Fill, Interpolation
 from vgg_jax.data.examples import Examples
 from vgg_jax.data.pipeline import Batch, batches
@@ -156,6 +157,8 @@ def _views(
     image_size: int,
     interpolation: Interpolation,
 ) -> np.ndarray:
+    keep_compiled_programs()
+
     def read(number: int) -> Batch:
         host = chain.host if number else ()
         return next(

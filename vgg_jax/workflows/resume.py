@@ -7,6 +7,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet
 from vgg_jax.errors import ConfigError, TrainingError
@@ -61,6 +62,7 @@ def resume_training(
     """
     if not options.get("run"):
         raise ConfigError("--resume needs --run, the folder of the run to go on with.")
+    keep_compiled_programs(progress)
     run = RunFolder(Path(options["run"]).expanduser())
     record = run.read_record()
     config = run.read_config(training=True, allow_local_code=allow_local_code, progress=progress)

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import ConfigError
 from vgg_jax.plugin_choices import parse_choice
@@ -64,6 +65,7 @@ def run_training(
         interruption: Told of signals while the training can be saved; by default a signal does what
             it does elsewhere in the process.
     """
+    keep_compiled_programs(progress)
     resolved = config.resolved()
     if resolved.run:
         RunFolder(Path(resolved.run).expanduser()).refuse_existing()

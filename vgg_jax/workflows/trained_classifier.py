@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -44,6 +45,7 @@ class TrainedClassifier:
         self._functional = functional
         self._parameters = parameters
         self._logits = jax.jit(lambda parameters, images: functional.bind(parameters)(images))
+        self._probabilities = jax.jit(partial(probabilities, loss))  # one program, not eight
 
     @property
     def module(self) -> Classifier:
@@ -74,4 +76,4 @@ class TrainedClassifier:
                 f" [0, 1], of shape [B, {self.image_size}, {self.image_size}, 3] in RGB;"
                 " `vgg_jax.data.decode.resize_image` brings a picture to that size."
             )
-        return np.asarray(probabilities(self.loss, self.logits(jax.numpy.asarray(images))))
+        return np.asarray(self._probabilities(self.logits(jax.numpy.asarray(images))))
