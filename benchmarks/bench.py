@@ -21,6 +21,7 @@ from typing import Any
 
 from augment import CHAINS, augmentations
 from checkpoints import saving
+from chunks import chunks, described
 from convert import ENVIRONMENT, conversions, measure
 from epochs import VGG_JAX, add_arguments, epochs, say
 from goals import in_words, tables
@@ -70,6 +71,13 @@ def epochs_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         yield Case("epochs", [(case["who"], in_words(case))], **case)
     if cases:
         say(f"\n{tables(cases)}\n")
+
+
+def chunks_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Compare steps one by one with several in a program, and candidates in turn with vmapped."""
+    del folder
+    for case in chunks(args.weights or "random:0", args.batch_sizes, args.image_size):
+        yield Case("chunks", [(f"{case['who']}: {case['what']}", described(case))], **case)
 
 
 def predict_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
@@ -143,6 +151,7 @@ CASES = {
     "predict": predict_case,
     "checkpoints": checkpoints_case,
     "store": store_case,
+    "chunks": chunks_case,
 }
 
 
@@ -154,6 +163,8 @@ def main() -> None:
         "--chains", nargs="+", default=CHAINS, help="of augment, such as: randaugment"
     )
     parser.add_argument("--repeats", type=int, default=3, help="of these the fastest counts")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[20, 32], help="of chunks")
+    parser.add_argument("--image-size", type=int, default=224, help="of chunks")
     add_arguments(parser)
     args = parser.parse_args()
     cases: list[Case] = []
