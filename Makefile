@@ -21,7 +21,7 @@ check: .venv/dev
 test-slow: .venv/dev .venv-keras/done .venv-torch/done
 	$(BIN)/pytest -m slow
 
-bench: .venv/dev .venv-keras/done
+bench: .venv/dev .venv-keras/done .venv-torch/done
 	$(BIN)/python benchmarks/bench.py
 
 .venv/bin/python:
@@ -41,13 +41,14 @@ bench: .venv/dev .venv-keras/done
 # The real Keras, to compare with; never a dependency.
 .venv-keras/done:
 	$(PYTHON) -m venv .venv-keras
-	.venv-keras/bin/python -m pip install --quiet --disable-pip-version-check keras jax h5py pillow scipy
+	.venv-keras/bin/python -m pip install --quiet --disable-pip-version-check keras jax tensorflow h5py pillow scipy
 	@touch $@
 
-# The real PyTorch, likewise.
+# The real PyTorch, likewise; Keras runs on it, too.
 .venv-torch/done:
 	$(PYTHON) -m venv .venv-torch
-	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch torchvision safetensors numpy
+	.venv-torch/bin/python -m pip install --quiet --disable-pip-version-check torch torchvision safetensors numpy \
+		keras h5py pillow scipy
 	@touch $@
 
 clean:

@@ -1,7 +1,7 @@
 """Measure what a user waits for; benchmarks/README.md says what and records the figures.
 
     make bench
-    python benchmarks/bench.py [--only train convert …] [--data DIR] [--keras-python PATH] …
+    python benchmarks/bench.py [--only epochs convert …] [--data DIR] [--keras-python PATH] …
 
 Every figure is of fresh processes, one after another. Prints one line of JSON a case, then a table.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,12 +21,12 @@ from typing import Any
 
 from augment import CHAINS, augmentations
 from checkpoints import saving
-from convert import CONVERT, ENVIRONMENT, Measured, conversions, measure, write_weights
+from chunks import chunks, described
+from convert import ENVIRONMENT, conversions, measure
+from epochs import VGG_JAX, add_arguments, epochs, say
+from goals import in_words, tables
 from store import reading
 
-HERE = Path(__file__).parent
-SHARED = HERE.parent.parent / "shared"
-VGG_JAX = "from vgg_jax.cli.app import main; main()"
 # Ends once the first step of a training on the demo's pictures is done.
 FIRST_STEP = """
 import os, sys
@@ -40,14 +39,13 @@ class FirstStep(Progress):
         os._exit(0)
 train(data="demo", epochs=1, run=sys.argv[1], progress=FirstStep())
 """
-PEER = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 Row = tuple[str, str]
 
 
 class Case(dict[str, Any]):
     """The figures of one case, with `rows` for the table kept out of the JSON."""
 
-    def __init__(self, name: str, rows: list[Row], **figures: Any) -> None:
+    def __init__(self, name: str, rows: list[Row], /, **figures: Any) -> None:
         """Name the case and hold its figures."""
         super().__init__(case=name, **figures)
         self.rows = rows
@@ -77,63 +75,28 @@ def convert_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         yield Case("convert", [(f"convert-weights, {case['file_mb']} MB", text)], **case)
 
 
-def train_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
-    """Time epochs of vgg-jax and of Keras on each of its backends, interleaved."""
-    if not args.data.is_dir():
-        return say(f"train: no {args.data}; name the photographs by --data or VGG_JAX_REAL_DATA.")
-    images = sum(len(list((args.data / s).glob("*/*"))) for s in ("train", "validation"))
-    h5 = write_weights(folder / "notop.h5")
-    measure(CONVERT, h5, folder / "weights")
-    common = ("--epochs", str(args.epochs), "--batch-size", str(args.batch_size))
-    backends = keras_backends(args)
-    for i in range(args.rounds):
-        run = folder / f"run-{i}"
-        ours = ("--data", args.data, "--weights", folder / "weights", "--run", run)
-        measured = measure(VGG_JAX, "train", *ours, *common)
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-        seconds = [json.loads(line)["seconds"] for line in lines]
-        yield training("vgg-jax", seconds, measured, images)
-        for backend in backends:
-            theirs = (args.peer, args.data, "--weights", h5, "--backend", backend)
-            measured = measure(PEER, *theirs, *common, python=args.keras_python)
-            result = json.loads(measured.output.splitlines()[-1])
-            yield training(result["peer"], result["seconds_per_epoch"], measured, images)
+def epochs_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Train the recipe in every way, and beside Keras and PyTorch."""
+    cases = []
+    for case in epochs(args, folder):
+        cases.append(case)
+        yield Case("epochs", [(case["who"], in_words(case))], **case)
+    if cases:
+        say(f"\n{tables(cases)}\n")
 
 
-def training(who: str, seconds: list[float], measured: Measured, images: int) -> Case:
-    """Return the case of one training; later epochs are those without compilation."""
-    later = statistics.mean(seconds[1:] or seconds)
-    text = (
-        f"first epoch {seconds[0]:.1f} s, later {later:.1f} s"
-        f" ({1000 * later / images:.0f} ms an image); peak {measured.peak_mb:.0f} MB"
-    )
-    return Case(
-        "train",
-        [(f"training, {who}", text)],
-        who=who,
-        seconds_per_epoch=[round(value, 2) for value in seconds],
-        ms_per_image=round(1000 * later / images, 1),
-        others_cores=measured.others_cores,
-        peak_mb=round(measured.peak_mb),
-    )
-
-
-def keras_backends(args: argparse.Namespace) -> list[str]:
-    """Return the backends that can be compared with; say why where there are none."""
-    for path, what in ((args.keras_python, "--keras-python"), (args.peer, "--peer")):
-        if not path.is_file():
-            say(f"train: Keras is left out, since there is no {path}; name one by {what}.")
-            return []
-    probe = "import importlib.util as u, sys; sys.exit(u.find_spec('tensorflow') is None)"
-    tensorflow = subprocess.run([args.keras_python, "-c", probe]).returncode == 0
-    return ["jax", "tensorflow"] if tensorflow else ["jax"]
+def chunks_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Compare steps one by one with several in a program, and candidates in turn with vmapped."""
+    del folder
+    for case in chunks(args.weights or "random:0", args.batch_sizes, args.image_size):
+        yield Case("chunks", [(f"{case['who']}: {case['what']}", described(case))], **case)
 
 
 def predict_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
-    """Measure the prediction of one picture by the run that `train` left, programs being kept."""
-    run = folder / "run-0"
-    if not run.is_dir():
-        return say("predict: there is no run to predict with; measure `train` with it.")
+    """Measure the prediction of one picture by the recipe's run that `epochs` left, programs being kept."""
+    run = next(folder.glob("run-[fk]*"), None)  # fresh or kept
+    if run is None:
+        return say("predict: there is no run to predict with; measure `epochs` with it.")
     picture = next(args.data.glob("test/*/*"))
     kept = keeping_programs(folder / "predict-cache")
     measure(VGG_JAX, "predict", run, picture, environment=kept)
@@ -219,48 +182,26 @@ CASES = {
     "augment": augment_case,
     "help": help_case,
     "convert": convert_case,
-    "train": train_case,
+    "epochs": epochs_case,
     "predict": predict_case,
     "start": start_case,
     "checkpoints": checkpoints_case,
     "store": store_case,
+    "chunks": chunks_case,
 }
-
-
-def ratios(cases: list[Case]) -> Iterator[Row]:
-    """Yield how long an epoch of vgg-jax takes, compilation left out, over each peer's."""
-    times: dict[str, list[float]] = {}
-    for case in cases:
-        if case["case"] == "train":
-            times.setdefault(case["who"], []).append(case["ms_per_image"])
-    ours = times.pop("vgg-jax", [])
-    for peer, theirs in times.items():
-        ratio = statistics.mean(ours) / statistics.mean(theirs)
-        yield f"vgg-jax over {peer}", f"{ratio:.2f} of the time"
-
-
-def say(text: str) -> None:
-    """Print a sentence that is not a figure."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """Measure the cases asked for."""
-    real_data = Path(os.environ.get("VGG_JAX_REAL_DATA", SHARED / "data"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument(
         "--chains", nargs="+", default=CHAINS, help="of augment, such as: randaugment"
     )
-    parser.add_argument("--data", type=Path, default=real_data / "flowers5")
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=1, help="trainings of each, interleaved")
-    parser.add_argument("--repeats", type=int, default=3, help="of the rest, the fastest counts")
-    parser.add_argument(
-        "--keras-python", type=Path, default=HERE.parent / ".venv-keras" / "bin" / "python"
-    )
-    parser.add_argument("--peer", type=Path, default=SHARED / "peers" / "keras_recipe.py")
+    parser.add_argument("--repeats", type=int, default=3, help="of these the fastest counts")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[20, 32], help="of chunks")
+    parser.add_argument("--image-size", type=int, default=224, help="of chunks")
+    add_arguments(parser)
     args = parser.parse_args()
     cases: list[Case] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -268,7 +209,7 @@ def main() -> None:
             for case in CASES[name](args, Path(folder)):
                 print(json.dumps(case), flush=True)
                 cases.append(case)
-    rows = [row for case in cases for row in case.rows] + list(ratios(cases))
+    rows = [row for case in cases for row in case.rows]
     width = max((len(what) for what, _ in rows), default=0)
     print()
     for what, figure in rows:

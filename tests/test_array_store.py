@@ -16,7 +16,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from test_faults import in_shell, needs_mounts
+from mounts import in_shell, needs_mounts
 
 from vgg_jax import array_store, table_folders
 from vgg_jax.array_shards import INDEX_FILE, PARTIAL_PREFIX, ROWS_FILE

@@ -89,9 +89,7 @@ class TrainingOptions(TypedDict, total=False):
     features_dtype: Annotated[
         str, _option("Round features to float32 or bfloat16. [default: float32]")
     ]
-    cache_size: Annotated[
-        str, _option("Most that kept features may take on disk. [default: 20GB]")
-    ]
+    cache_size: Annotated[str, _option("Most that kept features may take on disk. [default: 20GB]")]
     on_device: Annotated[
         str,
         _option("Have features or pictures in the devices' memory: auto or off. [default: auto]"),

@@ -64,7 +64,7 @@ class Features:
     read: Read
     put: Callable[[Any], Any]
     compute: Callable[[Batch, int], jax.Array]
-    pool: Callable[[jax.Array], jax.Array] = lambda features: features
+    pool: Callable[[jax.Array], jax.Array]
     keep: Keep | None = None
 
     def batches(self, order: np.ndarray, view: int) -> Iterator[Inputs]:

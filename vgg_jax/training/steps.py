@@ -151,10 +151,9 @@ class Steps:
             images, targets = self.augment.mix(key, images, targets, batch["valid"])
         return self._prefix(frozen, images), targets
 
-    @partial(jax.jit, static_argnums=0)
     def pool(self, features: jax.Array) -> jax.Array:
         """Map features to what `train` and `evaluate` take; see `Classifier.pool`."""
-        return self.functional.bind({}).pool(features)
+        return self._pool(features) if self.functional.pools else features
 
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
     def train(self, state: TrainState, totals: Totals, inputs: Inputs) -> tuple[TrainState, Totals]:
@@ -202,6 +201,10 @@ class Steps:
         logits = self._suffix(trained, inputs.features)
         losses = example_losses(self.loss, logits, inputs.targets)
         return losses, probabilities(self.loss, logits)
+
+    @partial(jax.jit, static_argnums=0)
+    def _pool(self, features: jax.Array) -> jax.Array:
+        return self.functional.bind({}).pool(features)
 
     def _augmented(self, images: jax.Array, content: jax.Array, view: jax.Array) -> jax.Array:
         if self.augment is None:

@@ -94,7 +94,7 @@ class Source:
             read=read,
             put=partial(put_batch, self.mesh),
             compute=compute,
-            pool=self.steps.pool if self.steps.functional.pools else lambda features: features,
+            pool=self.steps.pool,
         )
 
 

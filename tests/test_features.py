@@ -1,0 +1,351 @@
+"""Kept features: the same training to the bit, found by what they depend on, and never trusted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mounts import in_shell, needs_mounts
+from PIL import Image
+from training_runs import Recorder, same_run, spoil, stop_after
+
+from vgg_jax.config import TrainConfig
+from vgg_jax.errors import ConfigError, TrainingError
+from vgg_jax.table_folders import tables
+from vgg_jax.training import keeping
+from vgg_jax.training.rows import DiskRows
+from vgg_jax.training.steps import Steps
+from vgg_jax.workflows import feed
+from vgg_jax.workflows.resume import resume_training
+from vgg_jax.workflows.train import train
+
+LITTLE_MEMORY = 5000  # bytes, of which 0.4 may be used: no features fit
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """Give each test a cache of its own."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    compiled = Path(os.environ["VGG_JAX_CACHE"]) / "compiled"
+    if compiled.exists():
+        (folder / "compiled").symlink_to(compiled.resolve())
+    monkeypatch.setenv("VGG_JAX_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[int]:
+    """The numbers of pictures that were read to be sent through the network, one for each pass."""
+    counts: list[int] = []
+    original = feed.read_batches
+
+    def counting(config, chain, examples, order, view, devices):
+        counts.append(len(examples) if order is None else len(order))
+        return original(config, chain, examples, order, view, devices)
+
+    monkeypatch.setattr(feed, "read_batches", counting)
+    return counts
+
+
+def no_memory(monkeypatch) -> None:
+    monkeypatch.setattr(keeping, "available_bytes", lambda mesh=None: LITTLE_MEMORY)
+
+
+@pytest.mark.parametrize("boundary", ["conv5_1", "conv4_2", "head"])
+@pytest.mark.parametrize("head", ["dense256", "linear"])
+def test_kept_features_give_the_same_training_to_the_bit(
+    options, tmp_path, monkeypatch, boundary, head, read
+):
+    given = {**options, "epochs": 3, "train_from": boundary, "head": head}
+    train(**given, features="off", on_device="off", run=str(tmp_path / "off"))
+    assert read == 3 * [21, 9]
+    ways = {
+        "pictures": {"features": "off"},
+        "memory": {"features": "memory"},
+        "host": {"features": "memory", "on_device": "off"},
+        "disk": {"features": "disk"},
+        "again": {"features": "disk"},
+        "disk alone": {"features": "disk"},
+    }
+    expected = {"again": [], "disk alone": []}
+    for name, way in ways.items():
+        read.clear()
+        if name == "disk alone":
+            no_memory(monkeypatch)
+        train(**given, **way, run=str(tmp_path / name))
+        assert [count for count in read if count] == expected.get(name, [21, 9]), name
+        same_run(tmp_path / "off", tmp_path / name)
+
+
+def test_features_on_disk_alone_are_written_and_read_back(options, tmp_path, monkeypatch, read):
+    train(**options, features="off", run=str(tmp_path / "off"))
+    no_memory(monkeypatch)
+    got: list[int] = []
+    original = DiskRows.get
+
+    def counting(self, positions, rows):
+        got.append(len(positions))
+        return original(self, positions, rows)
+
+    monkeypatch.setattr(DiskRows, "get", counting)
+    read.clear()
+    progress = Recorder()
+    train(**options, run=str(tmp_path / "disk"), progress=progress)
+    assert [count for count in read if count] == [21, 9]
+    assert sum(got) == 2 * 30
+    assert any("kept on disk:" in note for note in progress.notes)
+    same_run(tmp_path / "off", tmp_path / "disk")
+
+
+def test_views_are_used_in_turn_and_are_the_first_epochs_own(options, tmp_path, read):
+    given = {**options, "augment": ("keras",), "epochs": 5, "views": 2}
+    two = train(**given, features="off", run=str(tmp_path / "off"))
+    read.clear()
+    kept = train(**given, run=str(tmp_path / "kept"))
+    assert [count for count in read if count] == [21, 9, 21]  # a view, validation, another view
+    same_run(tmp_path / "off", tmp_path / "kept")
+    losses = [metrics.loss for metrics in kept.history]
+    assert losses == [metrics.loss for metrics in two.history]
+    fresh = train(**{**given, "epochs": 2, "views": 0}, run=str(tmp_path / "fresh"))
+    assert losses[:2] == [metrics.loss for metrics in fresh.history]
+
+
+def test_bfloat16_takes_half_the_room_and_gives_nearly_the_same(options, tmp_path, cache):
+    exact = train(**options, features="disk", run=str(tmp_path / "float32"))
+    rounded = train(
+        **options, features="disk", features_dtype="bfloat16", run=str(tmp_path / "bfloat16")
+    )
+    train(**options, features="off", features_dtype="bfloat16", run=str(tmp_path / "off"))
+    same_run(tmp_path / "off", tmp_path / "bfloat16")
+    for one, other in zip(exact.history, rounded.history, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=2e-2)
+        assert other.loss != one.loss
+    rows = {table.settings["features_dtype"]: table.bytes for table in tables(cache / "features")}
+    assert rows["bfloat16"] < rows["float32"]
+
+
+def there(options, path: Path) -> int:
+    """Return how many features a training finds."""
+    progress = Recorder()
+    train(**options, epochs=1, features="disk", run=str(path), progress=progress)
+    (note,) = (note for note in progress.notes if "Features are kept" in note)
+    return int(note.rsplit(";", 1)[1].split()[0])
+
+
+CHANGES = {
+    "image_size": 64,
+    "interpolation": "nearest",
+    "weights": "random:1:0.0625",
+    "train_from": "conv5_2",
+    "features_dtype": "bfloat16",
+}
+NO_CHANGES = {
+    "head": "linear",
+    "learning_rate": 1e-4,
+    "optimizer": "adam",
+    "batch_size": 5,
+    "seed": 5,
+    "label_smoothing": 0.1,
+    "reader_threads": 1,
+    "cache_size": "1GB",
+}
+
+
+def test_features_go_by_all_that_they_depend_on_and_by_nothing_else(options, tmp_path, monkeypatch):
+    given = {name: value for name, value in options.items() if name != "epochs"}
+    assert there(given, tmp_path / "first") == 0
+    for name, value in CHANGES.items():
+        assert there({**given, name: value}, tmp_path / name) == 0, name
+    for name, value in NO_CHANGES.items():
+        assert there({**given, name: value}, tmp_path / name) == 30, name
+    monkeypatch.setattr("vgg_jax.training.feature_names.metadata.version", lambda name: "another")
+    assert there(given, tmp_path / "versions") == 0
+
+
+def test_features_of_views_go_by_the_augmentation_too(options, tmp_path):
+    given = {**options, "augment": ("brightness", "rotation"), "views": 2}
+    del given["epochs"]
+    assert there(given, tmp_path / "first") == 0
+    # The first view of the training pictures, and the validation pictures, were computed.
+    assert there(given, tmp_path / "again") == 30
+    others = {
+        "augment": ("brightness", "rotation:degrees=39"),
+        "fill": "wrap",
+        "seed": 1,
+    }
+    for name, value in others.items():
+        assert there({**given, name: value}, tmp_path / name) == 9, name
+    assert there({**given, "views": 3}, tmp_path / "views") == 30
+    assert there({**given, "head": "linear"}, tmp_path / "head") == 30
+
+
+def test_only_pictures_that_changed_are_computed_anew(options, photos, tmp_path, read):
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    given = {**options, "data": str(data), "epochs": 1}
+    train(**given, run=str(tmp_path / "first"))
+    changed = data / "train" / "dots" / "3.png"
+    Image.new("RGB", (40, 36), "red").save(changed)
+    (data / "train" / "dots" / "0.png").rename(data / "train" / "dots" / "renamed.png")
+    read.clear()
+    train(**given, run=str(tmp_path / "second"))
+    assert [count for count in read if count] == [1]
+    train(**given, features="off", run=str(tmp_path / "off"))
+    same_run(tmp_path / "off", tmp_path / "second")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_damaged_features_are_computed_anew_and_told(
+    options, tmp_path, cache, monkeypatch, read, alone
+):
+    train(**options, features="off", run=str(tmp_path / "off"))
+    train(**options, run=str(tmp_path / "first"))
+    spoil(cache / "features")
+    if alone:
+        no_memory(monkeypatch)
+    read.clear()
+    progress = Recorder()
+    train(**options, run=str(tmp_path / "second"), progress=progress)
+    assert [count for count in read if count] == [1]
+    assert [w for w in progress.warnings if "damaged" in w] == [
+        "1 kept features were damaged on disk, and were computed anew."
+    ]
+    same_run(tmp_path / "off", tmp_path / "second")
+    read.clear()
+    train(**options, run=str(tmp_path / "third"))  # mended
+    assert not any(read)
+    same_run(tmp_path / "off", tmp_path / "third")
+
+
+@needs_mounts
+@pytest.mark.parametrize("memory", ["much", "little"])
+def test_a_full_disk_ends_the_keeping_and_nothing_else(options, tmp_path, memory, cache):
+    """The disk looks large enough, but is not."""
+    script = """
+        mount -t tmpfs -o size=12k tmpfs "$1" || exit 99
+        exec "$2" -c "$3"
+    """
+    (cache / "features").mkdir()
+    code = f"""
+import os, shutil, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from training_runs import Recorder
+from vgg_jax.training import keeping
+from vgg_jax.workflows.train import train
+keeping.shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12)
+if {memory!r} == "little":
+    keeping.available_bytes = lambda mesh=None: {LITTLE_MEMORY}
+progress = Recorder()
+train(**{options!r}, run={str(tmp_path / "full")!r}, progress=progress)
+print(*progress.warnings, sep="\\n")
+"""
+    import sys
+
+    done = in_shell(script, cache / "features", sys.executable, code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Features are no longer kept on disk.") == 1, done.stdout
+    assert "No space left on device" in done.stdout
+    train(**options, features="off", run=str(tmp_path / "off"))
+    same_run(tmp_path / "off", tmp_path / "full")
+
+
+def test_features_that_are_wrong_are_found_by_verification(options, tmp_path, monkeypatch):
+    progress = Recorder()
+    train(**options, verify_features=4, run=str(tmp_path / "right"), progress=progress)
+    assert [note for note in progress.notes if "computed anew" in note] == [
+        f"Kept features of 4 pictures of {split}, computed anew: equal to the bit."
+        for split in ("train", "validation")
+    ]
+    original = Steps.features
+
+    def wrong(self, frozen, images):
+        return original(self, frozen, images) + np.float32(1e-3)
+
+    monkeypatch.setattr(Steps, "features", wrong)
+    with pytest.raises(TrainingError, match=r"4 pictures of train differ by up to .* cache clear"):
+        train(**options, verify_features=4, run=str(tmp_path / "wrong"))
+
+
+def test_an_interrupted_training_goes_on_with_the_features_it_has(options, tmp_path, read):
+    train(**options, features="off", run=str(tmp_path / "whole"))
+    read.clear()
+    stop_after(2, options, tmp_path / "run")
+    assert read == [21]
+    read.clear()
+    resume_training({"run": str(tmp_path / "run")}, Recorder())
+    same_run(tmp_path / "whole", tmp_path / "run")
+    # Two batches of eight were kept, and perhaps the third, which was under way.
+    assert sum(read) in (21 - 16 + 9, 9)
+
+
+def test_each_program_is_compiled_once(options, tmp_path):
+    """Over two epochs with a ragged last batch, validation included."""
+    programs = [Steps.features, Steps.train, Steps.evaluate]
+    for features in ("off", "memory", "disk"):
+        before = [program._cache_size() for program in programs]  # pyright: ignore
+        train(**options, features=features, run=str(tmp_path / features))
+        after = [program._cache_size() for program in programs]  # pyright: ignore
+        assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1], features
+
+
+def notes_of(options, path: Path, **others) -> str:
+    progress = Recorder()
+    train(**{**options, "epochs": 1, **others}, run=str(path), progress=progress)
+    return "\n".join(note for note in progress.notes if "eatures" in note)
+
+
+def test_auto_keeps_them_where_nothing_is_random_and_says_why_not(options, tmp_path, monkeypatch):
+    plain = notes_of(options, tmp_path / "plain")
+    assert plain.startswith("Features are kept on disk and in memory: 30 of")
+    augmented = notes_of(options, tmp_path / "augmented", augment=("keras",))
+    assert augmented.startswith("Features are not kept: keras changes the pictures anew")
+    assert "--views 4" in augmented
+    mixed = notes_of(options, tmp_path / "mixed", augment=("mixup",))
+    assert mixed == "Features are not kept: mixup mixes the pictures of each batch anew."
+    small = notes_of(options, tmp_path / "small", cache_size="1kB")
+    assert small.startswith("Features are kept in memory: 30 of")
+    no_memory(monkeypatch)
+    none = notes_of(options, tmp_path / "none", cache_size="1kB")
+    assert none.startswith("Features are not kept: 15.4 kB are more than --cache-size 1kB, and")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"features": "disk", "augment": ("keras",)}, "--features disk does not go with --augment"),
+        ({"views": 2}, "--views 2 needs --augment"),
+        ({"views": -1, "augment": ("keras",)}, r"--views .* is -1"),
+        ({"cache_size": "much"}, r"--cache-size .* is 'much', but must be a size such as"),
+        ({"verify_features": -1}, "--verify-features"),
+        ({"features": "ram"}, r"--features .* is 'ram'.*one of auto, off, memory, disk"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_starts(given, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**given)
+
+
+def test_what_there_is_no_room_for_is_refused(options, tmp_path, monkeypatch):
+    with pytest.raises(
+        ConfigError, match=r"--features disk: 15.4 kB are more than --cache-size 1kB"
+    ):
+        train(**options, features="disk", cache_size="1kB", run=str(tmp_path / "disk"))
+    no_memory(monkeypatch)
+    with pytest.raises(ConfigError, match=r"--features memory: 15.4 kB are more than 40% of the"):
+        train(**options, features="memory", run=str(tmp_path / "memory"))
+    with pytest.raises(ConfigError, match=r"--views 2 does not go with .* \(mixup\)"):
+        train(**options, views=2, augment=("mixup",), run=str(tmp_path / "mixed"))
+
+
+def test_how_features_are_kept_may_change_on_resume(options, tmp_path):
+    train(**options, run=str(tmp_path / "run"))
+    progress = Recorder()
+    given = {"run": str(tmp_path / "run"), "epochs": 3, "features": "memory", "on_device": "off"}
+    resume_training(given, progress)
+    assert any("Features are kept in memory" in note for note in progress.notes)
+    with pytest.raises(ConfigError, match="--features-dtype 'bfloat16' differs"):
+        resume_training({**given, "epochs": 4, "features_dtype": "bfloat16"}, progress)
