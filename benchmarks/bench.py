@@ -93,7 +93,7 @@ def chunks_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
 
 
 def predict_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
-    """Measure the prediction of one picture by the recipe's run that `epochs` left, programs being kept."""
+    """Measure the prediction of one picture by a run of `epochs`, programs being kept."""
     run = next(folder.glob("run-[fk]*"), None)  # fresh or kept
     if run is None:
         return say("predict: there is no run to predict with; measure `epochs` with it.")

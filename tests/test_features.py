@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +65,7 @@ def test_kept_features_give_the_same_training_to_the_bit(
     given = {**options, "epochs": 3, "train_from": boundary, "head": head}
     train(**given, features="off", on_device="off", run=str(tmp_path / "off"))
     assert read == 3 * [21, 9]
-    ways = {
+    ways: dict[str, dict[str, Any]] = {
         "pictures": {"features": "off"},
         "memory": {"features": "memory"},
         "host": {"features": "memory", "on_device": "off"},
@@ -243,8 +245,6 @@ progress = Recorder()
 train(**{options!r}, run={str(tmp_path / "full")!r}, progress=progress)
 print(*progress.warnings, sep="\\n")
 """
-    import sys
-
     done = in_shell(script, cache / "features", sys.executable, code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Features are no longer kept on disk.") == 1, done.stdout

@@ -97,7 +97,9 @@ def resume_training(
             take_others=override and bool(options.get("data")),
         )
         opened = open_run_backbone(run, record, options.get("weights"), progress)
-        functional, parameters = build_functional(opened, config, len(record.class_names))
+        # Without a checkpoint a head starts as in a new training, from the weights' top if it can.
+        starting = progress if restored is None else None
+        functional, parameters = build_functional(opened, config, len(record.class_names), starting)
         session = Session.start(
             config, functional, parameters, chain_of(config), len(record.class_names)
         )
