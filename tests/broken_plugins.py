@@ -248,6 +248,19 @@ HEADS: dict[str, tuple[str, str, str]] = {
         "logits-of-each-picture",
         "float32 (4, 1)",
     ),
+    "does not use its pool": (
+        head("return self.logits(x)", "self.pool = lambda features: features.max((1, 2))"),
+        "pools-first",
+        "failed on features (4, 64)",
+    ),
+    "uses features beside its pool": (
+        head(
+            "return self.logits(self.pool(features)[:, 0, 0]) + x[:, :1]",
+            "self.pool = lambda features: features.max((1, 2), keepdims=True)",
+        ),
+        "pools-first",
+        "its logits are others",
+    ),
     "gradient not finite": (
         head(
             "return self.logits(x) + jnp.sqrt(self.scale[...])",
@@ -276,6 +289,10 @@ HEADS: dict[str, tuple[str, str, str]] = {
     ),
 }
 SOUND_HEADS: dict[str, str] = {
+    "a pool of its own": head(
+        "return self.logits(self.pool(features)[:, 0, 0])",
+        "self.pool = lambda features: features.max((1, 2), keepdims=True)",
+    ),
     "zeros to begin with": head(
         "return self.logits(x)",
         "zeros = nnx.initializers.zeros_init()\n"

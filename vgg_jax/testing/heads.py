@@ -101,6 +101,12 @@ def _look_at(
     if examination.failed("logits-of-each-picture"):
         return
     key = jax.random.key(5)
+    if graph.pools:
+        examination.look(
+            "pools-first", lambda: _pool_fault(graph, {**rest, **parameters}, features)
+        )
+    else:
+        examination.skip("pools-first", "it has no method pool")
     examination.look("finite-gradient", lambda: _gradient_fault(logits, parameters))
     examination.look(
         "jit-equals-eager", lambda: _differs(jax.jit(logits)(parameters), logits(parameters))
@@ -134,6 +140,17 @@ def _logits_fault(
     seen = _differs(np.asarray(backwards)[::-1], logits(parameters))
     if seen:
         return f"the place in the batch changes the logits: {seen}"
+    return None
+
+
+def _pool_fault(graph: Functional, parameters: Parameters, features: jax.Array) -> str | None:
+    """Compare a head that is given what its `pool` made, without parameters, with the whole one."""
+    pooled = graph.bind({}).pool(features)
+    for key in (None, jax.random.key(3)):
+        whole = graph.bind(parameters, key).classify(features)
+        seen = _differs(graph.bind(parameters, key).suffix(pooled), whole)
+        if seen:
+            return f"given what pool returns, its logits are others: {seen}"
     return None
 
 

@@ -115,6 +115,11 @@ RULES = {
             "Predictions would depend on the batch they are made in.",
         ),
         Rule(
+            "pools-first",
+            "A head with a method `pool` begins with self.pool(features), and uses them no more.",
+            "Where the backbone is frozen, what `pool` gives is computed once and kept.",
+        ),
+        Rule(
             "finite-gradient",
             "The gradient of a loss is finite, and reaches every parameter.",
             "Training would diverge, or leave a layer as it is.",
