@@ -122,18 +122,20 @@ class Features:
                 yield batch.index[batch.valid], self.compute(batch, view)
 
     def largest_difference(self, rows: KeptRows, positions: np.ndarray, view: int) -> float:
-        """Compute features once more, and compare with those in `rows`, all of which are there.
+        """Compute features once more, and compare them with those in `rows`.
 
         Returns:
-            The largest difference, relative to the largest value.
+            The largest difference, relative to the largest value. Rows that turn out to be lost
+            differ in nothing.
         """
         largest = 0.0
         with closing(self._computed(positions, view)) as computed:
             for piece, features in computed:
-                anew = np.asarray(self.pool(features)).astype(np.float32)[: len(piece)]
-                kept = np.asarray(rows.get(piece, self.rows)).astype(np.float32)[: len(piece)]
-                difference = np.abs(anew - kept).max() / np.abs(anew).max()
-                largest = max(largest, float(difference))
+                if (found := rows.get(piece, self.rows)) is not None:
+                    anew = np.asarray(self.pool(features), np.float32)[: len(piece)]
+                    kept = np.asarray(found, np.float32)[: len(piece)]
+                    difference = np.abs(anew - kept).max() / np.abs(anew).max()
+                    largest = max(largest, float(difference))
         return largest
 
     def _inputs(self, positions: np.ndarray, features: jax.Array) -> Inputs:

@@ -199,14 +199,13 @@ class Keeper:
         count = sum(len(examples) * len(views) for examples, views in self._splits.values())
         in_memory = count * _bytes_of(self._pooled)
         self._place = memory.place_for(in_memory)
-        no_memory = (
-            ""
-            if self._place
-            else (
+        no_memory = no_disk = ""
+        if self._place is None:
+            no_memory = (
                 f"{format_bytes(in_memory)} are more than {_MOST_OF_MEMORY:.0%} of the free memory"
             )
-        )
-        no_disk = self._open_tables(count) if wanted != "memory" else ""
+        if wanted != "memory":
+            no_disk = self._open_tables(count)
         if wanted == "disk" and no_disk:
             raise ConfigError(f"--features disk: {no_disk}.")
         if wanted == "memory" and no_memory:
@@ -216,16 +215,14 @@ class Keeper:
             return
         if self._place:
             memory.take(self._place, in_memory)
-        where = [
-            place
-            for place, there in (("on disk", self._tables), ("in memory", self._place))
-            if there
-        ]
-        size = count * _bytes_of(self._features) if self._tables else in_memory
-        there = f"; {self._stored:,} are there" if self._tables else ""
-        self._progress.note(
-            f"Features are kept {' and '.join(where)}: {count:,} of {format_bytes(size)}{there}."
-        )
+        self._progress.note(self._described(count, in_memory))
+
+    def _described(self, count: int, in_memory: int) -> str:
+        if not self._tables:
+            return f"Features are kept in memory ({format_bytes(in_memory)})."
+        where = "on disk and in memory" if self._place else "on disk"
+        size = format_bytes(count * _bytes_of(self._features))
+        return f"Features are kept {where} ({size}): {self._stored:,} of {count:,} are there."
 
     def _open_tables(self, count: int) -> str:
         """Open the tables of all views; returns why `count` rows find no room there, if so."""

@@ -86,17 +86,17 @@ class InMemory:
         self._write(DiskRows.flush)
 
     def close(self) -> None:
-        """As in `KeptRows`."""
+        """As in `KeptRows`; what is in memory stays."""
         if self._disk is not None:
             self._disk.close()
+            self._disk = None
 
     def _write(self, write: Callable[[DiskRows], None]) -> None:
         if self._disk is not None:
             try:
                 write(self._disk)
             except CacheError as error:
-                self._disk.close()
-                self._disk = None
+                self.close()
                 self._warn(error)
 
 
