@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,6 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
         compiled.chmod(0o700)
         (Path(own.name) / "compiled").symlink_to(compiled)
     keep_compiled_programs()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Let go of the programs that a file's trainings compiled: each has its own, for good."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
