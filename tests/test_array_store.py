@@ -343,6 +343,7 @@ def test_a_disk_without_room_is_told(tmp_path):
     """
     code = "\n".join(
         [
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})",
             "from test_array_store import *",
             f"table = open_table(Path({str(tmp_path / 'disk')!r}))",
             "table.append(*some_rows(1))",

@@ -155,8 +155,9 @@ def test_a_picture_that_is_replaced_while_trained_on_ends_the_training(options, 
             change_picture(copy, "train")
 
     path = tmp_path / "run"
+    given = {**options, "data": str(copy), "epochs": 3, "features": "off", "on_device": "off"}
     with pytest.raises(DataError, match=r"rings/2\.png: was changed while it was in use"):
-        train(**{**options, "data": str(copy), "epochs": 3}, run=str(path), progress=Replacing())
+        train(**given, run=str(path), progress=Replacing())
     shutil.copy(photos / "train" / "rings" / "2.png", copy / "train" / "rings" / "2.png")
     assert len(train(run=str(path), resume=True).history) == 3
 

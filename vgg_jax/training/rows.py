@@ -65,7 +65,8 @@ class DeviceRows:
         """As in `Rows`."""
         # Rows beyond the last position are dropped, so that one program serves every batch.
         where = padded(positions, len(values), filler=len(self._there))
-        self._rows = _scatter(self._rows, where, values)
+        # Placed alike, wherever they are from, or it compiles twice.
+        self._rows = _scatter(self._rows, where, put_batch(self._mesh, values))
         self._there[positions] = True
 
     def get(self, positions: np.ndarray, rows: int) -> jax.Array:
