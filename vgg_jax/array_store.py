@@ -13,7 +13,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,18 +75,10 @@ class ArrayTable:
         """
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.damaged = 0
-        self._stored = self.dtype
-        if self.dtype.isbuiltin != 1:
-            self._stored = np.dtype(f"u{self.dtype.itemsize}")
+        self._stored = _stored_as(self.dtype)
         self._row_bytes = row_bytes(shape, self._stored)
         self._root, self._limit_bytes = root, limit_bytes
-        description: dict[str, Any] = {
-            "format": _FORMAT,
-            "settings": dict(settings),
-            "shape": list(shape),
-            "dtype": self.dtype.name,
-            "stored_as": self._stored.str,
-        }
+        description = _description(settings, shape, self.dtype)
         self.folder = root / digest_of(description)
         self._places: dict[bytes, tuple[Shard, int]] = {}
         self._places_lock = threading.Lock()
@@ -102,6 +94,14 @@ class ArrayTable:
         except OSError as error:
             self._let_go()
             self._fail(error)
+
+    @classmethod
+    def open_existing(
+        cls, root: Path, settings: Mapping[str, Any], shape: tuple[int, ...], dtype: DType
+    ) -> Self | None:
+        """Open a table if it exists; arguments and errors as for the table itself."""
+        folder = root / digest_of(_description(settings, shape, np.dtype(dtype)))
+        return cls(root, settings, shape, dtype) if folder.is_dir() else None
 
     def _open_shard(self, folder: Path) -> None:
         try:
@@ -272,3 +272,19 @@ class ArrayTable:
         if self._held is not None:
             os.close(self._held)
             self._held = None
+
+
+def _description(
+    settings: Mapping[str, Any], shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "settings": dict(settings),
+        "shape": list(shape),
+        "dtype": dtype.name,
+        "stored_as": _stored_as(dtype).str,
+    }
+
+
+def _stored_as(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
