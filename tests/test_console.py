@@ -13,7 +13,7 @@ import time
 import pytest
 
 from vgg_jax.cli.console import LineProgress
-from vgg_jax.progress import EpochMetrics, format_bytes
+from vgg_jax.progress import EpochMetrics, format_bytes, format_seconds
 
 METRICS = EpochMetrics(1, 10, 12.5, 80.0, 1.25, 0.5, 1.5, 0.75, 1e-3)
 
@@ -75,6 +75,28 @@ def test_plain_lines_say_how_far_work_is(capsys, monkeypatch, unit, total, lines
 )
 def test_bytes_are_said_as_people_say_them(count, text):
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.00123, "1.2 ms"),
+        (0.00949, "9.5 ms"),
+        (0.0096, "10 ms"),
+        (0.9994, "999 ms"),
+        (0.9996, "1.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (105.2, "1 min 45 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 0 min"),
+        (100_000, "27 h 47 min"),
+    ],
+)
+def test_durations_are_shown_in_the_unit_that_people_use(seconds, text):
+    assert format_seconds(seconds) == text
 
 
 def test_a_terminal_shows_a_bar():

@@ -47,6 +47,17 @@ def format_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
+def format_seconds(seconds: float) -> str:
+    """Return a duration as people say it, such as `230 ms`, `4.1 s` or `1 min 45 s`."""
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.{0 if seconds >= 0.0095 else 1}f} ms"
+    if seconds < 59.5:
+        return f"{seconds:.{0 if seconds >= 9.95 else 1}f} s"
+    if seconds < 3599.5:
+        return "{} min {} s".format(*divmod(round(seconds), 60))
+    return "{} h {} min".format(*divmod(round(seconds / 60), 60))
+
+
 class Progress:
     """Receives what happens; this one keeps silent, so that a subclass overrides what it shows."""
 

@@ -15,6 +15,7 @@ from vgg_jax.cli.console import EXIT_FAILED, exit_at_once_on_ctrl_c, say, show_t
 from vgg_jax.cli.convert_weights import convert_weights
 from vgg_jax.cli.evaluate import evaluate
 from vgg_jax.cli.export_weights import export_weights
+from vgg_jax.cli.plan import plan
 from vgg_jax.cli.plugins import plugins
 from vgg_jax.cli.predict import predict
 from vgg_jax.cli.runs import runs
@@ -30,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("convert-weights")(convert_weights)
+app.command()(plan)
 app.command()(train)
 app.command()(evaluate)
 app.command()(predict)

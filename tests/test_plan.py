@@ -1,0 +1,282 @@
+"""`vgg-jax plan`: what it foresees, and what then happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from training_runs import flags
+from typer.testing import CliRunner
+
+from vgg_jax.cli.app import app
+from vgg_jax.config import TrainConfig
+from vgg_jax.data.sources import open_data
+from vgg_jax.errors import TrainingError
+from vgg_jax.progress import Progress, format_bytes
+from vgg_jax.training.keeping import Memory
+from vgg_jax.workflows import plan as plan_module
+from vgg_jax.workflows import timing
+from vgg_jax.workflows.backbone import open_backbone
+from vgg_jax.workflows.expectation import (
+    expected_epochs,
+    expected_features,
+    largest_batch,
+)
+from vgg_jax.workflows.load import build_functional
+from vgg_jax.workflows.plan import plan
+from vgg_jax.workflows.programs import Program, Programs
+from vgg_jax.workflows.session import Session, chain_of
+from vgg_jax.workflows.summary import summarise
+from vgg_jax.workflows.timing import Timing
+from vgg_jax.workflows.train import train
+
+WIDTH = 1 / 16  # of the fixture's weights
+MIXES = """
+import dataclasses
+from vgg_jax.api import BatchAugmentation
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Swap(BatchAugmentation):
+    def apply(self, key, images, targets, valid):
+        return images[::-1], targets[::-1]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch):
+    """Measure for a short while."""
+    monkeypatch.setattr(timing, "_SECONDS", 0.2)
+
+
+def planned(options, **others):
+    return plan(TrainConfig.from_values({**options, **others}), Progress())
+
+
+def test_the_programs_do_what_the_summary_counts(options):
+    found = planned(options, image_size=64)
+    config = TrainConfig.from_values({**options, "image_size": 64})
+    summary = summarise(config, num_classes=3, width=WIDTH)
+    assert found.prefix.parameters + found.train.parameters == summary.parameters
+    assert found.train.parameters == summary.trained_parameters
+    counted = {True: 0.0, False: 0.0}
+    for row in summary.layers:
+        if row.trained is not None:
+            # Of three taps on the edge of a picture XLA leaves out the one that meets padding.
+            side = row.output_shape[0] if len(row.output_shape) == 3 else None
+            within = (1 - 2 / (3 * side)) ** 2 if side else 1
+            counted[row.trained] += (row.multiply_adds or 0) * within * found.batch_size
+    assert found.prefix.program.multiply_adds == pytest.approx(counted[False], rel=0.1)
+    assert found.evaluate.program.multiply_adds == pytest.approx(counted[True], rel=0.1)
+    ratio = found.train.program.multiply_adds / found.evaluate.program.multiply_adds
+    assert 2 < ratio < 3.5  # gradients of the kernels, and of all but the first layer's inputs
+    assert found.features.shape == (4, 4, 32)
+    assert found.features.bytes == (21 + 9) * 4 * 4 * 32 * 4
+
+
+@pytest.mark.parametrize("features", ["off", "memory"])
+def test_epochs_take_about_as_long_as_foreseen(options, tmp_path, features):
+    given = {**options, "image_size": 224, "epochs": 4, "features": features}
+    found = planned(given)
+    run = train(**given, run=str(tmp_path / "run"))
+    took = min(epoch.seconds for epoch in run.history[1:])
+    # Loose, since others may use this machine; benchmarks/ has the strict comparison.
+    assert found.epoch_seconds[-1] / 4 < took < found.epoch_seconds[-1] * 4
+    kept, computed = found.epochs.kept, found.epochs.computed
+    assert kept is not None
+    assert kept[0] == computed[0]
+    assert kept[1] < computed[1] / 3
+
+
+def test_what_was_compiled_is_what_runs(options, caplog):
+    with jax.log_compiles(True), caplog.at_level(logging.WARNING):
+        planned(options, batch_size=5)
+    names = [
+        record.getMessage().split()[1]
+        for record in caplog.records
+        if record.getMessage().startswith("Compiling ")
+    ]
+    # For batches of 5 and 10; the validation split has more than 5 pictures.
+    assert {name: names.count(name) for name in names if "train" in name} == {"jit(train)": 2}
+    assert names.count("jit(features)") == names.count("jit(evaluate)") == 2
+
+
+def test_nothing_is_left_on_disk(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
+    planned(options)
+    planned(options, run=str(tmp_path / "run"))
+    left = [path for path in tmp_path.rglob("*") if "compiled" not in path.parts]
+    assert left in ([], [tmp_path / "cache"])
+
+
+@pytest.mark.parametrize("others", [{"batch_size": 16}, {"augment": ("horizontal-flip",)}])
+def test_a_validation_that_needs_programs_of_its_own(options, others):
+    found = planned(options, **others)  # it has 9 pictures, and they are not augmented
+    assert found.epochs.computed[0] > found.epochs.computed[1] > 0
+
+
+def test_augmentations_that_mix_a_batch_leave_nothing_to_keep(options, tmp_path):
+    (tmp_path / "swap.py").write_text(MIXES)
+    found = planned(options, augment=(f"{tmp_path / 'swap.py'}#Swap",))
+    assert found.epochs.kept is None
+    assert found.features.why_not is not None
+    assert found.epoch_seconds == found.epochs.computed
+
+
+@pytest.mark.parametrize(
+    ("needed", "room", "largest"),
+    [
+        ({10: 1000, 20: 1500}, 1700, 24),
+        ({10: 1000, 20: 1500}, 1699, 16),
+        ({10: 1000, 20: 1500}, 820, 6),
+        ({10: 1000, 20: 1500}, 549, 0),
+        ({10: 1000, 20: 1500}, -500, 0),
+    ],
+)
+def test_the_largest_batch_lies_on_the_line(needed, room, largest):
+    assert largest_batch(needed, room) == largest
+
+
+def test_too_little_memory_is_an_error_that_says_what_fits(options, monkeypatch):
+    whole = planned(options)
+    monkeypatch.setattr(plan_module, "available_bytes", lambda mesh: whole.memory_bytes - 1)
+    with pytest.raises(TrainingError, match=r"--batch-size [1-7]$") as error:
+        planned(options)
+    assert format_bytes(whole.memory_bytes) in str(error.value)
+    monkeypatch.setattr(plan_module, "available_bytes", lambda mesh: 1000)
+    with pytest.raises(TrainingError, match="--train-from"):
+        planned(options)
+
+
+TIMING = Timing(decode=0.5, prefix=10.0, train=4.0, validation_prefix=9.0, evaluate=1.0)
+PROGRAMS = Programs(
+    *(Program(0, 0, 0),) * 3,
+    features=jax.ShapeDtypeStruct((2, 2, 8), np.float32),
+    pooled=jax.ShapeDtypeStruct((8,), np.float32),
+)
+
+
+def expected(options, **others):
+    config = TrainConfig.from_values({**options, "epochs": 4, **others}).resolved()
+    data = open_data(config.data, demo_folder=Path, seed=0)
+    opened = open_backbone(config.weights, Progress())
+    functional, parameters = build_functional(opened, config, 3)
+    session = Session.start(config, functional, parameters, chain_of(config), 3)
+    features = expected_features(session, data, PROGRAMS, Memory(config, session.mesh))
+    return features, expected_epochs(config, data, TIMING, features)
+
+
+# 21 pictures are 3 steps, 9 of validation are 2 batches; decoding takes 0.5 s each.
+TRAIN, VALIDATION = 3 * (10 + 4), 2 * (9 + 1)
+FIRST = TRAIN + VALIDATION + 30 * 0.5
+
+
+def test_epochs_with_kept_features_cost_the_suffix(options):
+    features, epochs = expected(options)
+    assert epochs.kept == [FIRST, 14, 14, 14]
+    assert epochs.computed == [FIRST] + [TRAIN + VALIDATION] * 3  # decoded pictures stay
+    assert features.why_not is None
+    assert features.bytes == 30 * 128
+    assert features.memory_bytes == 30 * 32
+
+
+def test_views_are_computed_one_an_epoch(options):
+    features, epochs = expected(options, augment=("horizontal-flip",), views=2)
+    assert epochs.kept == [FIRST, TRAIN + 21 * 0.5 + 2, 14, 14]
+    assert features.bytes == (2 * 21 + 9) * 128
+    assert expected(options, augment=("horizontal-flip",), views=9)[1].kept == [
+        FIRST,
+        *[TRAIN + 21 * 0.5 + 2] * 3,
+    ]
+
+
+def test_features_of_earlier_trainings_count(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
+    given = {**options, "epochs": 2}
+    first = planned(given)
+    assert first.features.stored == [0]
+    train(**given, run=str(tmp_path / "run"))
+    second = planned(given)
+    assert second.features.stored == [21]
+    assert second.features.stored_validation == 9
+    kept = second.epochs.kept or []
+    assert kept[0] == kept[1] < second.epochs.computed[1]
+    viewed = {**given, "augment": ("horizontal-flip",), "views": 2}
+    train(**{**viewed, "epochs": 1}, run=str(tmp_path / "viewed"))
+    assert planned(viewed).features.stored == [21, 0]
+    assert planned({**given, "features": "off"}).features.stored == [0]
+
+
+def test_fresh_views_are_computed_in_every_epoch(options):
+    features, epochs = expected(options, augment=("horizontal-flip",))
+    assert epochs.kept is None
+    assert features.memory_bytes == 30 * 32 * 32 * 3  # pictures
+    assert "--views" in (features.why_not or "")
+
+
+def test_features_that_find_no_room_are_not_kept(options, monkeypatch):
+    monkeypatch.setattr(Memory, "place_for", lambda self, count: None)
+    features, epochs = expected(options, cache_size="1kB")
+    assert "3.8 kB" in (features.why_not or "")
+    assert features.memory_bytes == 0
+    assert epochs.kept is not None  # what it would be worth
+    assert epochs.computed == [FIRST] * 4
+    assert expected(options)[0].why_not is None  # on disk there is room
+
+
+def test_decoding_is_hidden_behind_a_device(options, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert expected(options)[1].computed[0] == TRAIN + VALIDATION
+    monkeypatch.setattr("test_plan.TIMING", dataclasses.replace(TIMING, decode=10.0))
+    assert expected(options)[1].computed[0] == 30 * 10
+
+
+def test_the_command(options):
+    runner = CliRunner()
+    done = runner.invoke(app, ["plan", *flags({**options, "epochs": 3})])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "photos: 3 classes; 21 train, 9 validation, 9 test. Batches of 8 on 1 x cpu."
+    for start in (
+        "frozen ",
+        "trained ",
+        "Parameters: ",
+        "Memory: ",
+        "Features: 2 x 2 x 32 ",
+        "2 to 3",
+        "all ",
+    ):
+        assert any(line.startswith(start) for line in lines), (start, done.stdout)
+    done = runner.invoke(app, ["plan", *flags(options), "--json"])
+    result = json.loads(done.stdout)
+    assert len(result["epochs"]["kept"]) == len(result["epoch_seconds"]) == 2
+    assert result["largest_batch_size"] == 21
+
+
+def test_it_takes_the_options_of_train_but_for_those_of_a_run(tmp_path):
+    runner = CliRunner()
+    words = {
+        command: {
+            word
+            for word in runner.invoke(app, [command, "--help"]).stdout.split()
+            if word.startswith("--")
+        }
+        for command in ("plan", "train")
+    }
+    assert words["train"] - words["plan"] >= {
+        "--run",
+        "--resume",
+        "--override",
+        "--allow-local-code",
+    }
+    assert words["plan"] <= words["train"]
+    file = tmp_path / "config.toml"
+    file.write_text("epochs = 0\n")
+    refused = runner.invoke(app, ["plan", "--config", str(file)])
+    assert refused.exit_code == 1
+    assert "--epochs" in refused.stderr

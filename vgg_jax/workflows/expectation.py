@@ -1,0 +1,183 @@
+"""What is to be expected of a training, from what its parts take."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+
+from vgg_jax.array_store import ArrayTable
+from vgg_jax.cache import cache_folder
+from vgg_jax.config import ResolvedConfig
+from vgg_jax.data.examples import DataSet, Split
+from vgg_jax.options import parse_size
+from vgg_jax.progress import format_bytes
+from vgg_jax.table_folders import FEATURES
+from vgg_jax.training.feature_names import row_names, settings_of
+from vgg_jax.training.keeping import Memory, View, why_not_kept
+from vgg_jax.training.rows import DeviceRows
+from vgg_jax.workflows.feed import batch_size_of
+from vgg_jax.workflows.programs import Programs
+from vgg_jax.workflows.session import Session
+from vgg_jax.workflows.timing import Timing
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What a training keeps from one epoch to the next.
+
+    Attributes:
+        shape: Of the features of one picture at the boundary.
+        bytes: Of the features of all pictures, in all views that a training can keep.
+        can_be_kept: Whether they may be the same in another epoch.
+        why_not: Why this training keeps none; None if it does.
+        stored: How many pictures of training, view by view, have theirs on disk already.
+        stored_validation: The same of validation.
+        pictures_stay: Whether, without kept features, the decoded pictures stay on the devices.
+        memory_bytes: Of the kept features, or of those pictures.
+    """
+
+    shape: tuple[int, ...]
+    bytes: int
+    can_be_kept: bool
+    why_not: str | None
+    stored: list[int]
+    stored_validation: int
+    pictures_stay: bool
+    memory_bytes: int
+
+
+def expected_features(
+    session: Session, data: DataSet, programs: Programs, memory: Memory
+) -> Features:
+    """Foresee what a training will keep.
+
+    Raises:
+        ConfigError: If its options contradict each other.
+        CacheError: If what is kept on disk cannot be read.
+    """
+    config, chain = session.config, session.chain
+    train, validation = data.counts["train"], data.counts["validation"]
+    views: list[View] = [*range(1, config.views + 1)] if config.views else [None]
+    count = train * len(views) + validation
+    size, pooled_size = count * _bytes_of(programs.features), count * _bytes_of(programs.pooled)
+    in_memory = memory.place_for(pooled_size) is not None
+    on_disk = config.features != "memory" and size <= (parse_size(config.cache_size) or 0)
+    why_not = why_not_kept(config, chain)
+    if why_not is None and not on_disk and (config.features == "disk" or not in_memory):
+        why_not = f"{format_bytes(size)} are too many for the memory and --cache-size"
+
+    def stored(split: Split, view: View) -> int:
+        if why_not is not None or not on_disk:
+            return 0
+        return _stored(session, data, programs, split, view)
+
+    pictures = (train + validation) * 3 * config.image_size**2
+    stay = (
+        config.epochs > 1
+        and not chain.host  # which changes pictures anew in each epoch
+        and memory.place_for(pictures) is DeviceRows
+    )
+    held, fits = (pooled_size, in_memory) if why_not is None else (pictures, stay)
+    return Features(
+        shape=programs.features.shape,
+        bytes=size,
+        can_be_kept=not chain.mixes and bool(config.views or not config.augment),
+        why_not=why_not,
+        stored=[stored("train", view) for view in views],
+        stored_validation=stored("validation", None),
+        pictures_stay=stay,
+        memory_bytes=held if fits else 0,
+    )
+
+
+def _stored(session: Session, data: DataSet, programs: Programs, split: Split, view: View) -> int:
+    """Return how many pictures of a split have their features on disk."""
+    settings = settings_of(session.config, session.steps, session.frozen, view)
+    shape, dtype = programs.features.shape, programs.features.dtype
+    table = ArrayTable.open_existing(cache_folder() / FEATURES, settings, shape, dtype)
+    if table is None:
+        return 0
+    try:
+        names = row_names(data.splits[split], augmented=view is not None)
+        return sum(name.tobytes() in table for name in names)
+    finally:
+        table.close()
+
+
+def _bytes_of(array: jax.ShapeDtypeStruct) -> int:
+    return array.size * array.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Epochs:
+    """Seconds that each epoch of a training is expected to take, without compiling.
+
+    Attributes:
+        computed: If the features are computed in each.
+        kept: If they are kept; None if they cannot be.
+    """
+
+    computed: list[float]
+    kept: list[float] | None
+
+
+def expected_epochs(
+    config: ResolvedConfig, data: DataSet, timing: Timing, features: Features
+) -> Epochs:
+    """Foresee how long the epochs will take."""
+    train, validation = data.splits["train"], data.splits["validation"]
+    steps = math.ceil(len(train) / batch_size_of(config, train))
+    evaluations = math.ceil(len(validation) / batch_size_of(config, validation))
+
+    def decoding(pictures: int, computing: float) -> float:
+        seconds = pictures * timing.decode
+        # On the CPU both are done by the same cores, elsewhere at the same time.
+        on_cpu = jax.default_backend() == "cpu"
+        return computing + seconds if on_cpu else max(computing, seconds)
+
+    train_computed = steps * (timing.prefix + timing.train)
+    train_decoded = decoding(len(train), train_computed)
+    train_kept = steps * timing.train
+    validation_computed = evaluations * (timing.validation_prefix + timing.evaluate)
+    validation_decoded = decoding(len(validation), validation_computed)
+    validation_kept = evaluations * timing.evaluate
+
+    first = train_decoded + validation_decoded
+    later = train_computed + validation_computed if features.pictures_stay else first
+    computed = [first] + [later] * (config.epochs - 1)
+    if not features.can_be_kept:
+        return Epochs(computed, None)
+    kept: list[float] = []
+    for epoch in range(config.epochs):
+        missing = missing_validation = 0.0
+        if epoch < len(features.stored):
+            missing = 1 - features.stored[epoch] / len(train)
+        if epoch == 0:
+            missing_validation = 1 - features.stored_validation / len(validation)
+        kept.append(
+            _between(train_kept, train_decoded, missing)
+            + _between(validation_kept, validation_decoded, missing_validation)
+        )
+    return Epochs(computed, kept)
+
+
+def _between(least: float, most: float, share: float) -> float:
+    return least + share * (most - least)
+
+
+def largest_batch(needed: dict[int, int], room: int) -> int:
+    """Return the size of the largest batch that finds room.
+
+    Args:
+        needed: Memory that batches of two sizes need; those of other sizes are taken to lie on the
+            same line.
+        room: Memory that there is.
+
+    Returns:
+        A multiple of 8, or less than 8; 0 if there is no room for one example.
+    """
+    (small, least), (large, most) = sorted(needed.items())
+    count = small + (room - least) * (large - small) // (most - least)
+    return max(count // 8 * 8 if count >= 8 else count, 0)

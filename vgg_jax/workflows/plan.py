@@ -1,0 +1,170 @@
+"""What a training will take, found out before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from vgg_jax.compilation import keep_compiled_programs
+from vgg_jax.config import TrainConfig
+from vgg_jax.data.sources import open_data
+from vgg_jax.demo.pictures import demo_folder
+from vgg_jax.errors import TrainingError
+from vgg_jax.plugin_choices import parse_choice
+from vgg_jax.progress import Progress, format_bytes
+from vgg_jax.training.keeping import Memory
+from vgg_jax.training.memory import available_bytes, naming_a_smaller_batch
+from vgg_jax.training.steps import data_mesh
+from vgg_jax.workflows.announce import announce_code
+from vgg_jax.workflows.backbone import open_backbone
+from vgg_jax.workflows.expectation import (
+    Epochs,
+    Features,
+    expected_epochs,
+    expected_features,
+    largest_batch,
+)
+from vgg_jax.workflows.feed import batch_size_of
+from vgg_jax.workflows.load import build_functional
+from vgg_jax.workflows.programs import Program, compile_programs
+from vgg_jax.workflows.session import Session, chain_of
+from vgg_jax.workflows.timing import measure
+
+_SAFE = 0.85  # of what is free: pictures that are read ahead, and the like, are not counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of the network, as it works on one batch.
+
+    Attributes:
+        parameters: Number of its parameters.
+        program: What its program does.
+        seconds: Measured.
+    """
+
+    parameters: int
+    program: Program
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a training will take.
+
+    Attributes:
+        data: Name of the data.
+        examples: Number of examples by split.
+        num_classes: Number of classes.
+        batch_size: Examples in a batch.
+        devices: The devices, in words.
+        prefix: The frozen part, from pictures to features.
+        train: The trained part, in a step of training.
+        evaluate: The trained part, in validation.
+        decode_seconds: Of one picture, with all threads that read.
+        compile_seconds: Of all programs, once in a training.
+        memory_bytes: What the training needs on each device.
+        available_bytes: What is free there.
+        largest_batch_size: That is safe, and no larger than the training split; 0 if none is.
+        features: What is kept from one epoch to the next.
+        epochs: Expected seconds of the epochs.
+    """
+
+    data: str
+    examples: dict[str, int]
+    num_classes: int
+    batch_size: int
+    devices: str
+    prefix: Part
+    train: Part
+    evaluate: Part
+    decode_seconds: float
+    compile_seconds: float
+    memory_bytes: int
+    available_bytes: int
+    largest_batch_size: int
+    features: Features
+    epochs: Epochs
+
+    @property
+    def epoch_seconds(self) -> list[float]:
+        """Expected of each epoch, with features kept if the training will keep them."""
+        kept = None if self.features.why_not else self.epochs.kept
+        return kept or self.epochs.computed
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return dataclasses.asdict(self) | {"epoch_seconds": self.epoch_seconds}
+
+
+def plan(config: TrainConfig, progress: Progress) -> Plan:
+    """Find out what a training will take: compile its programs, and try them on a few batches.
+
+    No run is made, and nothing saved but compiled programs.
+
+    Raises:
+        VggJaxError: If the options, the data or the weights cannot be used.
+        TrainingError: If the memory does not suffice.
+    """
+    keep_compiled_programs(progress)
+    resolved = config.resolved()
+    available = available_bytes(data_mesh())  # before there are parameters, which programs count
+    announce_code(progress, "head", [parse_choice(resolved.head)])
+    announce_code(progress, "augmentation", map(parse_choice, resolved.augment))
+    chain = chain_of(resolved)
+    data = open_data(
+        resolved.data, demo_folder=demo_folder, seed=resolved.seed, needed=("train", "validation")
+    )
+    opened = open_backbone(resolved.weights, progress)
+    functional, parameters = build_functional(opened, resolved, len(data.class_names), progress)
+    session = Session.start(resolved, functional, parameters, chain, len(data.class_names))
+    trained = sum(value.size for value in session.state.trained.values())
+    frozen = sum(value.size for value in session.frozen.values())
+
+    batch_size = batch_size_of(resolved, data.splits["train"])
+    progress.note(f"Compiling for batches of {batch_size}.")
+    begun = time.perf_counter()
+    programs = compile_programs(session, batch_size)
+    compile_seconds = time.perf_counter() - begun
+    twice = compile_programs(session, 2 * batch_size)
+    memory = Memory(resolved, session.mesh)
+    features = expected_features(session, data, programs, memory)
+    needed = {batch_size: programs.memory_bytes, 2 * batch_size: twice.memory_bytes}
+    room = int(_SAFE * available) - features.memory_bytes
+    largest = min(largest_batch(needed, room), data.counts["train"])
+    memory_bytes = programs.memory_bytes + features.memory_bytes
+    device = jax.devices()[0].device_kind
+    if memory_bytes > available:
+        raise TrainingError(
+            f"Batches of {batch_size} need {format_bytes(memory_bytes)}, but of the memory of"
+            f" {device} only {format_bytes(available)} are free.\n{_advice(largest)}"
+        )
+    progress.note("Measuring a few batches.")
+    with naming_a_smaller_batch(batch_size, lambda size: f"plan with --batch-size {size}"):
+        timing = measure(session, data)
+    return Plan(
+        data=data.name,
+        examples=data.counts,
+        num_classes=len(data.class_names),
+        batch_size=batch_size,
+        devices=f"{session.mesh.size} x {device}",
+        prefix=Part(frozen, programs.prefix, timing.prefix),
+        train=Part(trained, programs.train, timing.train),
+        evaluate=Part(trained, programs.evaluate, timing.evaluate),
+        decode_seconds=timing.decode,
+        compile_seconds=compile_seconds,
+        memory_bytes=memory_bytes,
+        available_bytes=available,
+        largest_batch_size=largest,
+        features=features,
+        epochs=expected_epochs(resolved, data, timing, features),
+    )
+
+
+def _advice(largest: int) -> str:
+    if largest:
+        return f"Batches of {largest} would be safe: --batch-size {largest}"
+    return "Train less of the network (--train-from), or use a smaller --image-size."

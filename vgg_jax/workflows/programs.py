@@ -1,0 +1,118 @@
+"""The programs of a training, compiled but not run: what they compute, and the memory they take."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vgg_jax.training.steps import Inputs, Totals, replicate
+from vgg_jax.workflows.session import Session
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled program, as it works on one batch.
+
+    Attributes:
+        multiply_adds: Half of its floating-point operations.
+        bytes_accessed: Bytes that it reads and writes.
+        memory_bytes: Memory that it takes on each device, its arguments included.
+    """
+
+    multiply_adds: int
+    bytes_accessed: int
+    memory_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The programs that a batch of training or validation goes through.
+
+    Attributes:
+        prefix: From pictures to features; augments them, if the training does.
+        train: From features to the next state.
+        evaluate: From features to losses and probabilities.
+        features: Those of one picture, as `prefix` gives them.
+        pooled: The same, as `train` and `evaluate` take them.
+    """
+
+    prefix: Program
+    train: Program
+    evaluate: Program
+    features: jax.ShapeDtypeStruct
+    pooled: jax.ShapeDtypeStruct
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that a training takes on each device."""
+        # While a batch is trained on, the next one goes through the prefix.
+        suffix = max(self.train.memory_bytes, self.evaluate.memory_bytes)
+        return self.prefix.memory_bytes + suffix
+
+
+def compile_programs(session: Session, rows: int) -> Programs:
+    """Compile what a session runs on batches of so many rows, from their shapes alone.
+
+    Steps that are then taken on such batches find these programs, and compile nothing.
+    """
+    steps, mesh = session.steps, session.mesh
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
+
+    def array(shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_row)
+
+    side = session.config.image_size
+    images, content = array((side, side, 3), np.uint8), array((3,), np.uint32)
+    labels, valid = array((), np.int32), array((), np.bool_)
+    number = jax.ShapeDtypeStruct((), np.uint32)
+    targets = labels
+    if session.chain.mixes:
+        batch = {"images": images, "labels": labels, "valid": valid, "content": content}
+        prefix = steps.mixed_features.lower(steps, session.frozen, batch, number, number)
+        features, targets = prefix.out_info
+        targets = array(targets.shape[1:], targets.dtype)
+    elif session.chain.on_device:
+        prefix = steps.augmented_features.lower(steps, session.frozen, images, content, number)
+        features = prefix.out_info
+    else:
+        prefix = steps.features.lower(steps, session.frozen, images)
+        features = prefix.out_info
+    pooled = jax.eval_shape(steps.pool, features)
+    pooled = array(pooled.shape[1:], pooled.dtype)
+    totals = replicate(mesh, Totals.start())
+    return Programs(
+        prefix=_compiled(prefix),
+        train=_compiled(
+            steps.train.lower(steps, session.state, totals, Inputs(pooled, targets, valid))
+        ),
+        evaluate=_compiled(
+            steps.evaluate.lower(steps, session.state.trained, Inputs(pooled, labels, valid))
+        ),
+        features=_row(features),
+        pooled=_row(pooled),
+    )
+
+
+def _compiled(lowered: jax.stages.Lowered) -> Program:
+    compiled = lowered.compile()
+    memory: Any = compiled.memory_analysis()
+    # Operations are counted in what XLA was given: it may make calls of a library out of
+    # convolutions, as on GPUs, and cannot look into these.
+    before: Any = lowered.cost_analysis()
+    after: Any = compiled.cost_analysis()
+    return Program(
+        multiply_adds=round(before["flops"] / 2),
+        bytes_accessed=round(after["bytes accessed"]),
+        memory_bytes=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes,
+    )
+
+
+def _row(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape[1:], array.dtype)

@@ -1,0 +1,156 @@
+"""How long the parts of a training take, measured on a few of its own batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+
+from vgg_jax.data.examples import DataSet, Split
+from vgg_jax.data.pipeline import Batch, epoch_order
+from vgg_jax.errors import CacheError
+from vgg_jax.training.features import Features, pieces_of
+from vgg_jax.training.kept_rows import InMemory, KeptRows
+from vgg_jax.training.rows import DeviceRows
+from vgg_jax.training.steps import Inputs, Totals, replicate
+from vgg_jax.workflows.feed import Source, batch_size_of, mixed_batches
+from vgg_jax.workflows.session import Session
+
+_BATCHES = 4  # decoded
+_KEPT = 2  # of them, those whose features are used again and again
+_LEAST, _MOST, _SECONDS = 2, 50, 3.0  # how many of a kind are measured, how long about
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds that parts of a training take.
+
+    Attributes:
+        decode: Of one picture, with all threads that read.
+        prefix: Of one batch of training, from decoded pictures to features.
+        train: Of one step, from features that are kept.
+        validation_prefix: As `prefix`, of one batch of validation.
+        evaluate: Of one batch of validation, from features that are kept.
+    """
+
+    decode: float
+    prefix: float
+    train: float
+    validation_prefix: float
+    evaluate: float
+
+
+def measure(session: Session, data: DataSet) -> Timing:
+    """Take a few steps, and time their parts.
+
+    Args:
+        session: Of the training. It is of no use afterwards: the steps have taken its state.
+        data: Of the training.
+    """
+    steps, mesh = session.steps, session.mesh
+    source = Source(session.config, session.chain, steps, session.frozen, mesh)
+    train, batches, decode = _decoded(source, data, "train")
+    prefix, kept = _time_prefix(source, train, batches, session.chain.mixes)
+
+    validation, batches, _ = _decoded(source, data, "validation")
+    validation_prefix, validation_kept = prefix, kept
+    if session.chain.on_device or validation.rows != train.rows:  # then programs of its own
+        validation_prefix, validation_kept = _time_prefix(source, validation, batches, False)
+
+    def evaluations() -> Iterator[object]:
+        for inputs in _forever(validation_kept):
+            yield steps.evaluate(session.state.trained, inputs)
+
+    def train_steps() -> Iterator[object]:
+        state, totals = session.state, replicate(mesh, Totals.start())
+        for inputs in _forever(kept):
+            state, totals = steps.train(state, totals, inputs)
+            yield totals
+
+    evaluate = _time(evaluations())  # before the training takes the state
+    return Timing(decode, prefix, _time(train_steps()), validation_prefix, evaluate)
+
+
+def _decoded(source: Source, data: DataSet, split: Split) -> tuple[Features, list[Batch], float]:
+    """Return the first batches of a split's first epoch, decoded, and the seconds of a picture."""
+    examples, config = data.splits[split], source.config
+    count = _BATCHES * batch_size_of(config, examples)
+    few = examples.select(epoch_order(len(examples), config.seed, 1)[:count])
+    features = source.features(few, augmented=split == "train")
+    begun = time.perf_counter()
+    batches = [*features.read(np.arange(len(few)), 1)]
+    return features, batches, (time.perf_counter() - begun) / len(few)
+
+
+def _time_prefix(
+    source: Source,
+    features: Features,
+    batches: list[Batch],
+    mixes: bool,
+) -> tuple[float, Callable[[], Iterable[Inputs]]]:
+    """Return the seconds of a batch, and what gives the first batches again, as kept features."""
+    order = np.arange(len(features.labels))
+    pieces = pieces_of(order, features.batch_size)[:_KEPT]
+    decoded = dataclasses.replace(features, read=lambda order, view: iter(batches))
+    found: list[Inputs] = []
+
+    def compute() -> Iterable[Inputs]:
+        return mixed_batches(source, decoded, order, 1, 0) if mixes else decoded.batches(order, 1)
+
+    def prefixes() -> Iterator[object]:
+        for inputs in _forever(compute):
+            found[:] = [*found, inputs][: len(pieces)]
+            yield inputs
+
+    seconds = _time(prefixes())
+    if mixes:  # which kept features do not go with
+        return seconds, lambda: found
+    shape, dtype = found[0].features.shape[1:], np.dtype(found[0].features.dtype)
+    rows = InMemory(DeviceRows(source.mesh, len(order), shape, dtype), lambda pooled: pooled)
+    for piece, inputs in zip(pieces, found, strict=True):
+        rows.put(piece, inputs.features)
+    kept = dataclasses.replace(features, keep=_Kept(rows))
+    return seconds, lambda: kept.batches(np.concatenate(pieces), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """Features that are all there; see `vgg_jax.training.features.Keep`."""
+
+    held: KeptRows
+
+    def rows(self, features: Features, view: int) -> KeptRows:
+        return self.held
+
+    def passed(self, features: Features, view: int) -> None:
+        pass
+
+    def give_up(self, error: CacheError) -> None:
+        raise error
+
+
+def _forever(batches: Callable[[], Iterable[Inputs]]) -> Iterator[Inputs]:
+    while True:
+        yield from batches()
+
+
+def _time(steps: Iterator[object]) -> float:
+    """Return the median seconds of a step; each is waited for, and the first warms up."""
+    seconds: list[float] = []
+    begun = last = time.perf_counter()
+    for number in itertools.count():
+        jax.block_until_ready(next(steps))
+        now = time.perf_counter()
+        if number:
+            seconds.append(now - last)
+        else:
+            begun = now
+        last = now
+        if len(seconds) >= _MOST or (len(seconds) >= _LEAST and now - begun >= _SECONDS):
+            break
+    return statistics.median(seconds)
