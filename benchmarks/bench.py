@@ -24,6 +24,7 @@ from checkpoints import saving
 from chunks import chunks, described
 from convert import ENVIRONMENT, conversions, measure
 from epochs import VGG_JAX, add_arguments, epochs, say
+from foresight import foreseen
 from goals import in_words, tables
 from store import reading
 
@@ -166,6 +167,16 @@ def checkpoints_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         yield Case("checkpoints", [(f"checkpoints, {case['who']}", text)], **case)
 
 
+def plan_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Hold what `vgg-jax plan` foresees against the training that follows."""
+    if not args.data.is_dir():
+        return say(f"plan: no {args.data}; name the photographs by --data.")
+    for case in foreseen(folder, args.data, args.batch_size):
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in case["expected_over_taken"])
+        text = f"epochs expected over taken: {ratios}; planned in {case['seconds_planning']} s"
+        yield Case("plan", [(f"plan, {case['who']}", text)], **case)
+
+
 def store_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
     """Measure how fast kept features are read, beside sequential reading."""
     del args
@@ -185,6 +196,7 @@ CASES = {
     "epochs": epochs_case,
     "predict": predict_case,
     "start": start_case,
+    "plan": plan_case,
     "checkpoints": checkpoints_case,
     "store": store_case,
     "chunks": chunks_case,

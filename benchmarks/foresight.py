@@ -1,0 +1,46 @@
+"""What `vgg-jax plan` foresees, held against the training that follows; run by bench.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from convert import CONVERT, measure, write_weights
+from epochs import VGG_JAX
+
+TRAININGS = {
+    "kept features": ("--epochs", "3"),
+    "features computed anew": ("--epochs", "2", "--features", "off"),
+    "frozen up to the head": ("--epochs", "3", "--train-from", "head", "--head", "linear"),
+}
+
+
+def foreseen(folder: Path, data: Path, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Plan and train the recipe, each time with an empty cache, and compare epoch by epoch."""
+    weights = folder / "weights"
+    if not weights.exists():
+        measure(CONVERT, write_weights(folder / "notop.h5"), weights)
+    for number, (who, options) in enumerate(TRAININGS.items()):
+        common = ("--data", data, "--weights", weights, "--batch-size", str(batch_size), *options)
+        environment = {"VGG_JAX_CACHE": str(folder / f"foresight-cache-{number}")}
+        planning = measure(VGG_JAX, "plan", "--json", *common, environment=environment)
+        plan = json.loads(planning.output.splitlines()[-1])
+        run = folder / f"foresight-{number}"
+        training = measure(VGG_JAX, "train", *common, "--run", run, environment=environment)
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        took = [json.loads(line)["seconds"] for line in lines]
+        expected = [*plan["epoch_seconds"]]
+        expected[0] += plan["compile_seconds"]  # the first epoch is when a training compiles
+        ratios = [e / t for e, t in zip(expected, took, strict=True)]
+        yield {
+            "who": who,
+            "seconds_expected": [round(seconds, 2) for seconds in expected],
+            "seconds_taken": [round(seconds, 2) for seconds in took],
+            "expected_over_taken": [round(ratio, 3) for ratio in ratios],
+            "seconds_planning": round(planning.seconds, 1),
+            "memory_mb_expected": round(plan["memory_bytes"] / 1e6),
+            "peak_mb": round(training.peak_mb),
+            "others_cores": [planning.others_cores, training.others_cores],
+        }
