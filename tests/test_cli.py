@@ -45,7 +45,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for command in (
-        *("convert-weights", "train", "evaluate", "predict", "summary", "export-weights"),
+        *("convert-weights", "train", "sweep", "evaluate", "predict", "summary", "export-weights"),
         "plugins",
     ):
         assert command in done.stdout
@@ -56,6 +56,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     [
         [],
         ["train"],
+        ["sweep"],
         ["evaluate"],
         ["predict"],
         ["summary"],

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from vgg_jax.config import OnNan
-from vgg_jax.errors import RunError, TrainingError, TrainingInterrupted
+from vgg_jax.errors import RunError, TrainingDiverged, TrainingInterrupted
 from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.memory import naming_a_smaller_batch
@@ -100,7 +100,7 @@ class Epoch:
             state, totals = self._train(state)
             sums, trained_for = self._checked(totals), self._seconds
             if not sums.examples:
-                raise TrainingError(
+                raise TrainingDiverged(
                     f"All {sums.skipped} steps of epoch {self._start.epoch} were skipped: none had"
                     f" a finite loss and gradient.\n{_USUAL_CAUSES}"
                 )
@@ -123,7 +123,7 @@ class Epoch:
         )
         if not math.isfinite(metrics.validation_loss):
             what = f"The validation loss of epoch {metrics.epoch} is {metrics.validation_loss}."
-            raise TrainingError(f"{what}\n{_USUAL_CAUSES}\n{self._give_up_epoch()}")
+            raise TrainingDiverged(f"{what}\n{_USUAL_CAUSES}\n{self._give_up_epoch()}")
         return state, metrics
 
     def _train(self, state: TrainState) -> tuple[TrainState, Totals]:
@@ -180,7 +180,7 @@ class Epoch:
             loss = float(totals.failed_loss)
             what = "loss" if not math.isfinite(loss) else f"gradient (at a loss of {loss:.4g})"
             value = f"became {loss}" if not math.isfinite(loss) else "was not finite"
-            raise TrainingError(
+            raise TrainingDiverged(
                 f"The {what} {value} at step {step}, in epoch {self._start.epoch}.\n{_USUAL_CAUSES}"
                 f"\n{self._give_up_epoch()} (--on-nan skip leaves such steps out.)"
             )

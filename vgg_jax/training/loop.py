@@ -33,8 +33,8 @@ def fit(
     """Train to the last epoch or to early stopping, saving every epoch and now and then within one.
 
     Raises:
-        TrainingError: If the loss is not finite, the memory does not suffice, or a frozen parameter
-            changed.
+        TrainingDiverged: If the loss, its gradient or a parameter is not finite.
+        TrainingError: If the memory does not suffice, or a frozen parameter changed.
         TrainingInterrupted: When a signal asked for it; where the training stood is saved.
         RunError: If a checkpoint cannot be written.
     """
