@@ -169,7 +169,7 @@ class Watch(Progress):
         self.clock.watch(epoch_module, "evaluate_batches", VALIDATION)
         self.clock.watch(RunFolder, "save_epoch", SAVING)
         self.clock.watch(CheckpointStore, "wait", WRITING)
-        self.clock.watch(loop_module, "_checksums", AUDIT)
+        self.clock.watch(loop_module, "frozen_checksums", AUDIT)
         make_feed, save_epoch = feed_module.make_feed, RunFolder.save_epoch
 
         def watched_feed(*arguments: Any, **options: Any) -> Any:
