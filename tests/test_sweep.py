@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from vgg_jax import sweep
 from vgg_jax.cli.app import app
+from vgg_jax.cli.console import LineProgress
 from vgg_jax.errors import ConfigError, TrainingError, TrainingInterrupted
 from vgg_jax.progress import Progress
 from vgg_jax.training.run_files import RunFiles
@@ -147,11 +148,25 @@ def test_what_cannot_be_kept_is_trained_all_the_same(others, why, options, tmp_p
     )
     (note,) = (note for note in progress.notes if note.startswith("Features are not kept"))
     assert why in note
-    assert any("each computes its own" in note for note in progress.notes)
+    assert any("computes its own features" in note for note in progress.notes)
     for outcome in found.outcomes:
         name = outcome.candidate.name
         alone = train(**{**given, "head": name}, run=str(tmp_path / name))
         same_run(alone.path, outcome.run.path)
+
+
+def test_each_candidate_is_shown_as_one_piece_of_work(options, tmp_path, capsys):
+    """Where epochs are short: two lines for each, what starts and what it gave."""
+    rates = [1e-3, 1e-4]
+    sweep(
+        **{**options, "learning_rate": rates}, run=str(tmp_path / "sweep"), progress=LineProgress()
+    )
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lr")]
+    assert [line.split(":")[0] for line in lines] == [
+        *("lr1e-3 (1 of 2)", "lr1e-3", "lr1e-4 (2 of 2)", "lr1e-4")
+    ]
+    assert lines[0].endswith(": 6 steps")
+    assert lines[1].startswith("lr1e-3: best epoch")
 
 
 def test_the_command_ranks_candidates_and_names_the_best(options, tmp_path):

@@ -6,8 +6,9 @@ They differ in numbers alone. Their states are stacked, so that leaves are `[C, 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -33,9 +34,10 @@ from vgg_jax.training.validation import closing_at_end, evaluate_batches
 
 _MOST_PARAMETERS_ON_CPU = 150_000  # docs/speed.md has the measurements
 _MOST_OF_MEMORY = 0.4  # of what is free
+_BYTES_OF_A_PARAMETER = 16  # its gradient and at most two numbers of the optimizer included
 
 
-class Numbers(NamedTuple):
+class Hyperparameters(NamedTuple):
     """In what candidates side by side differ; float32 `[C]` each."""
 
     learning_rate: jax.Array
@@ -56,54 +58,58 @@ class StackedSteps:
     optimizer: OptimizerName
 
     @partial(jax.jit, static_argnums=0)
-    def start(self, numbers: Numbers, trained: Parameters) -> TrainState:
+    def start(self, hyperparameters: Hyperparameters, trained: Parameters) -> TrainState:
         """Return the stacked states before the first step, which all begin with `trained`."""
 
-        def one(numbers: Numbers) -> TrainState:
-            optimizer = self._of(numbers, trained).tx.init(trained)
+        def one(hyperparameters: Hyperparameters) -> TrainState:
+            optimizer = self._of(hyperparameters, trained).tx.init(trained)
             return TrainState(trained, optimizer, jnp.zeros((), jnp.uint32))
 
-        return jax.vmap(one, out_axes=0)(numbers)
+        return jax.vmap(one, out_axes=0)(hyperparameters)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
     def train(
-        self, numbers: Numbers, states: TrainState, totals: Totals, inputs: Inputs
+        self, hyperparameters: Hyperparameters, states: TrainState, totals: Totals, inputs: Inputs
     ) -> tuple[TrainState, Totals]:
         """Take a step of each candidate, as `Steps.step` does."""
 
-        def one(numbers: Numbers, state: TrainState, totals: Totals) -> tuple[TrainState, Totals]:
-            return self._of(numbers, state.trained).step(state, totals, inputs)
+        def one(
+            hyperparameters: Hyperparameters, state: TrainState, totals: Totals
+        ) -> tuple[TrainState, Totals]:
+            return self._of(hyperparameters, state.trained).step(state, totals, inputs)
 
-        return jax.vmap(one)(numbers, states, totals)
+        return jax.vmap(one)(hyperparameters, states, totals)
 
     @partial(jax.jit, static_argnums=0)
     def evaluate(self, trained: Parameters, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         """Return each candidate's losses, `[B, C]`, and probabilities, `[B, C, K]`."""
         return jax.vmap(lambda one: self.steps.evaluate(one, inputs), out_axes=1)(trained)
 
-    def _of(self, numbers: Numbers, trained: Parameters) -> Steps:
+    def _of(self, hyperparameters: Hyperparameters, trained: Parameters) -> Steps:
         """Return the programs of the candidate that has these numbers, which are traced."""
         optimizer = make_optimizer(
             self.optimizer,
-            learning_rate=numbers.learning_rate,
-            weight_decay=numbers.weight_decay,
+            learning_rate=hyperparameters.learning_rate,
+            weight_decay=hyperparameters.weight_decay,
         )
         return dataclasses.replace(
             self.steps,
             tx=train_only(optimizer, dict.fromkeys(trained, "trained")),
-            label_smoothing=numbers.label_smoothing,  # pyright: ignore[reportArgumentType]
+            label_smoothing=hyperparameters.label_smoothing,  # pyright: ignore[reportArgumentType]
         )
 
 
-def wins_side_by_side(state: TrainState, count: int, mesh: jax.sharding.Mesh) -> bool:
-    """Tell whether `count` candidates that begin with `state` are faster side by side."""
-    parameters = state.trained.values()
-    if any(value.ndim > 2 for value in parameters):
+def wins_side_by_side(
+    trained: Mapping[str, jax.ShapeDtypeStruct], count: int, mesh: jax.sharding.Mesh
+) -> bool:
+    """Tell whether `count` candidates of these trained parameters are faster side by side."""
+    if count < 2 or any(len(value.shape) > 2 for value in trained.values()):
         return False  # perhaps a convolution's kernel: gradients of several at once are slower
+    parameters = sum(math.prod(value.shape) for value in trained.values())
     if jax.default_backend() == "cpu":
-        return sum(value.size for value in parameters) <= _MOST_PARAMETERS_ON_CPU
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    return 2 * count * size <= _MOST_OF_MEMORY * available_bytes(mesh)  # states and updates
+        return parameters <= _MOST_PARAMETERS_ON_CPU
+    size = _BYTES_OF_A_PARAMETER * count * parameters
+    return size <= _MOST_OF_MEMORY * available_bytes(mesh)
 
 
 class Lane:
@@ -182,7 +188,7 @@ class Lane:
 
 def fit_side_by_side(
     stacked: StackedSteps,
-    numbers: Numbers,
+    hyperparameters: Hyperparameters,
     trained: Parameters,
     frozen: Parameters,
     feed: Feed,
@@ -202,7 +208,7 @@ def fit_side_by_side(
         RunError: If a checkpoint cannot be written.
     """
     frozen_before = frozen_checksums(frozen)
-    states = replicate(mesh, stacked.start(numbers, trained))
+    states = replicate(mesh, stacked.start(hyperparameters, trained))
     for epoch in range(1, limits.epochs + 1):
         running = sum(lane.runs_on for lane in lanes)
         if not running:
@@ -213,7 +219,7 @@ def fit_side_by_side(
         steps_before = (epoch - 1) * feed.batches_of(feed.examples)
         for inputs in closing_at_end(feed.train(epoch, 0, steps_before)):
             jax.block_until_ready(totals)  # bounds how many batches wait
-            states, totals = stacked.train(numbers, states, totals, inputs)
+            states, totals = stacked.train(hyperparameters, states, totals, inputs)
             progress.work_done(1)
             _stop_if_asked(limits, epoch)
         sums = jax.device_get(totals)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet
 from vgg_jax.errors import TrainingDiverged, TrainingInterrupted
+from vgg_jax.model.classifier import Parameters
+from vgg_jax.model.freezing import label_parameters, split_parameters
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed
@@ -24,14 +26,15 @@ from vgg_jax.training.keeping import why_not_kept
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.side_by_side import (
+    Hyperparameters,
     Lane,
-    Numbers,
     StackedSteps,
     fit_side_by_side,
     wins_side_by_side,
 )
 from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.backbone import OpenedBackbone, open_backbone
+from vgg_jax.workflows.candidate_progress import CandidateProgress
 from vgg_jax.workflows.candidates import Candidate
 from vgg_jax.workflows.feed import Source, open_feed, open_training_data, pooled
 from vgg_jax.workflows.load import build_functional
@@ -87,12 +90,14 @@ class Shared:
         opened: Their backbone.
         source: What their features are computed with.
         pools: Whether these are pooled; else each head pools for itself.
+        trained: The trained parameters of each head, abstract.
     """
 
     data: DataSet
     opened: OpenedBackbone
     source: Source
     pools: bool
+    trained: Mapping[str, dict[str, jax.ShapeDtypeStruct]]
 
     @classmethod
     def open(cls, candidates: Sequence[Candidate], progress: Progress) -> Shared:
@@ -105,8 +110,10 @@ class Shared:
         data = open_training_data(config, progress)
         opened = open_backbone(config.weights, progress)
         classes = len(data.class_names)
-        for other in [*of_heads.values()][1:]:
-            build_functional(opened, other, classes)
+        trained = {
+            head: _trained(build_functional(opened, of_head, classes)[1], of_head)
+            for head, of_head in of_heads.items()
+        }
         functional, parameters = build_functional(opened, config, classes)
         source = Session.start(config, functional, parameters, chain, classes).source
         pools = len(of_heads) == 1
@@ -114,15 +121,19 @@ class Shared:
             functional = dataclasses.replace(functional, pools=False)
             steps = dataclasses.replace(source.steps, functional=functional)
             source = dataclasses.replace(source, steps=steps)
-        return cls(data, opened, source, pools)
+        return cls(data, opened, source, pools, trained)
 
     def session(self, config: ResolvedConfig, progress: Progress) -> Session:
         """Return a session of a candidate, with the frozen parameters that all have in common."""
         classes = len(self.data.class_names)
         functional, parameters = build_functional(self.opened, config, classes, progress)
-        # Copied, because steps take over the memory of what they train, which the backbone's layers
-        # are part of.
-        parameters = jax.tree.map(jnp.copy, parameters) | self.source.frozen
+        frozen = self.source.frozen
+        # Copied, because steps take over the memory of what they train, and some of it is the
+        # backbone's.
+        parameters = {
+            path: frozen[path] if path in frozen else jnp.copy(value)
+            for path, value in parameters.items()
+        }
         return Session.start(config, functional, parameters, self.source.chain, classes)
 
     def feed_of(self, feed: Feed, session: Session) -> Feed:
@@ -161,16 +172,15 @@ class Work:
         with open_feed(shared.source, shared.data, self.progress) as feed:
             if why_not_kept(config, chain):
                 self.progress.note(
-                    "So the candidates have no features in common: each computes its own."
+                    "So each candidate that is trained in turn computes its own features."
                 )
             outcomes: list[Outcome] = []
             for group in _alike(candidates):
-                session = shared.session(group[0].config, self.progress)
-                if len(group) > 1 and wins_side_by_side(session.state, len(group), session.mesh):
-                    outcomes += self._train_side_by_side(group, session, shared, feed)
-                    continue
-                del session  # its parameters may be large
-                outcomes += [self._train(candidate, shared, feed) for candidate in group]
+                trained = shared.trained[group[0].config.head]
+                if wins_side_by_side(trained, len(group), shared.source.mesh):
+                    outcomes += self._train_side_by_side(group, shared, feed)
+                else:
+                    outcomes += [self._train(candidate, shared, feed) for candidate in group]
             return outcomes
 
     def _train(self, candidate: Candidate, shared: Shared, feed: Feed) -> Outcome:
@@ -194,22 +204,24 @@ class Work:
         return self._outcome(candidate, run)
 
     def _train_side_by_side(
-        self, group: Sequence[Candidate], session: Session, shared: Shared, feed: Feed
+        self, group: Sequence[Candidate], shared: Shared, feed: Feed
     ) -> list[Outcome]:
-        config = session.config
+        config = group[0].config
+        session = shared.session(config, self.progress)
+        hyperparameters = Hyperparameters(
+            *(
+                jnp.asarray([getattr(candidate.config, name) for candidate in group], jnp.float32)
+                for name in Hyperparameters._fields
+            )
+        )
         runs = [RunFolder(self.path / candidate.name) for candidate in group]
         with ExitStack() as held:
+            held.callback(self.progress.close)
             lanes: list[Lane] = []
             for candidate, run in zip(group, runs, strict=True):
                 held.enter_context(run.locked(self.progress.note))
                 run.create(*found_out(candidate.config, shared.data, shared.opened))
                 lanes.append(held.enter_context(Lane(run, candidate.config.learning_rate)))
-            numbers = Numbers(
-                *(
-                    jnp.asarray([getattr(c.config, name) for c in group], jnp.float32)
-                    for name in Numbers._fields
-                )
-            )
             limits = limits_of(config, self.interruption)
             what = f"{config.head}, {len(group)} candidates side by side"
             steps = config.epochs * feed.batches_of(feed.examples)
@@ -218,7 +230,7 @@ class Work:
             with listening, self._interruptible():
                 fit_side_by_side(
                     StackedSteps(session.steps, config.optimizer),
-                    numbers,
+                    hyperparameters,
                     session.state.trained,
                     session.frozen,
                     shared.feed_of(feed, session),
@@ -227,14 +239,13 @@ class Work:
                     limits=limits,
                     progress=self.progress,
                 )
-            self.progress.close()
         return [
             self._outcome(candidate, run, lane.failure)
             for candidate, run, lane in zip(group, runs, lanes, strict=True)
         ]
 
     def _begin(self, candidate: Candidate) -> Progress:
-        return _OfCandidate(f"{candidate.name} ({self._next()})", self.progress)
+        return CandidateProgress(f"{candidate.name} ({self._next()})", self.progress)
 
     def _next(self, count: int = 1) -> str:
         """Say which of the candidates come next."""
@@ -272,41 +283,13 @@ class Work:
             ) from stop
 
 
+def _trained(parameters: Parameters, config: ResolvedConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shapes and types of the trained parameters."""
+    trained, _ = split_parameters(parameters, label_parameters(parameters, config.train_from))
+    return jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), trained)
+
+
 def _alike(candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
     """Yield groups of neighbours that differ in numbers alone."""
     keyed = itertools.groupby(candidates, lambda c: (c.config.head, c.config.optimizer))
     return (list(group) for _, group in keyed)
-
-
-class _OfCandidate(Progress):
-    """Shows the training of one candidate as one piece of work; the table tells what it gave."""
-
-    def __init__(self, name: str, progress: Progress) -> None:
-        self._name, self._progress = name, progress
-        self._started, self._done = False, 0
-
-    def note(self, text: str) -> None:
-        self._progress.note(f"{self._name}: {text}")
-
-    def warn(self, text: str) -> None:
-        self._progress.warn(f"{self._name}: {text}")
-
-    def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:
-        self._done = 0
-        if not self._started:
-            self._started = True
-            total = (epochs - epoch + 1) * steps
-            self._progress.work_started(self._name, total, "steps")
-
-    def step_done(self, step: int, images_per_second: float, loss: float, accuracy: float) -> None:
-        self._progress.work_done(step - self._done)
-        self._done = step
-
-    def work_started(self, what: str, total: int, unit: str = "images") -> None:
-        self._progress.work_started(what, total, unit)
-
-    def work_done(self, count: int) -> None:
-        self._progress.work_done(count)
-
-    def close(self) -> None:
-        self._progress.close()
