@@ -23,6 +23,7 @@ from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.keeping import why_not_kept
+from vgg_jax.training.memory import naming_a_smaller_batch
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.side_by_side import (
@@ -227,7 +228,10 @@ class Work:
             steps = config.epochs * feed.batches_of(feed.examples)
             self.progress.work_started(f"{what} ({self._next(len(group))})", steps, "steps")
             listening = limits.interruption.listening() if self.interruption else nullcontext()
-            with listening, self._interruptible():
+            smaller = naming_a_smaller_batch(
+                feed.batch_size, lambda size: f"sweep with --batch-size {size}, or fewer values"
+            )
+            with listening, self._interruptible(), smaller:
                 fit_side_by_side(
                     StackedSteps(session.steps, config.optimizer),
                     hyperparameters,
