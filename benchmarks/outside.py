@@ -25,7 +25,7 @@ import numpy as np
 
 import vgg_jax.training.epoch as epoch_module
 import vgg_jax.training.loop as loop_module
-import vgg_jax.workflows.session as session_module
+import vgg_jax.workflows.feed as feed_module
 from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.checkpoint_store import CheckpointStore
 from vgg_jax.training.position import Position
@@ -169,8 +169,8 @@ class Watch(Progress):
         self.clock.watch(epoch_module, "evaluate_batches", VALIDATION)
         self.clock.watch(RunFolder, "save_epoch", SAVING)
         self.clock.watch(CheckpointStore, "wait", WRITING)
-        self.clock.watch(loop_module, "_checksums", AUDIT)
-        make_feed, save_epoch = session_module.make_feed, RunFolder.save_epoch
+        self.clock.watch(loop_module, "frozen_checksums", AUDIT)
+        make_feed, save_epoch = feed_module.make_feed, RunFolder.save_epoch
 
         def watched_feed(*arguments: Any, **options: Any) -> Any:
             feed = make_feed(*arguments, **options)
@@ -181,7 +181,7 @@ class Watch(Progress):
             self._run = run
             save_epoch(run, position, state)
 
-        session_module.make_feed = watched_feed
+        feed_module.make_feed = watched_feed
         RunFolder.save_epoch = save  # pyright: ignore[reportAttributeAccessIssue]
 
     def epoch_started(self, epoch: int, epochs: int, steps: int) -> None:

@@ -45,7 +45,16 @@ def test_help_names_every_command_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for command in (
-        *("convert-weights", "train", "plan", "evaluate", "predict", "summary", "export-weights"),
+        *(
+            "convert-weights",
+            "train",
+            "plan",
+            "sweep",
+            "evaluate",
+            "predict",
+            "summary",
+            "export-weights",
+        ),
         "plugins",
     ):
         assert command in done.stdout
@@ -57,6 +66,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         [],
         ["train"],
         ["plan"],
+        ["sweep"],
         ["evaluate"],
         ["predict"],
         ["summary"],

@@ -17,7 +17,7 @@ from training_runs import Recorder, same_run, spoil, stop_after
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import ConfigError, TrainingError
 from vgg_jax.table_folders import tables
-from vgg_jax.training import keeping
+from vgg_jax.training import room
 from vgg_jax.training.rows import DiskRows
 from vgg_jax.training.steps import Steps
 from vgg_jax.workflows import feed, session
@@ -54,7 +54,7 @@ def read(monkeypatch) -> list[int]:
 
 
 def no_memory(monkeypatch) -> None:
-    monkeypatch.setattr(keeping, "available_bytes", lambda mesh=None: LITTLE_MEMORY)
+    monkeypatch.setattr(room, "available_bytes", lambda mesh=None: LITTLE_MEMORY)
 
 
 @pytest.mark.parametrize(
@@ -239,11 +239,11 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(options, tmp_path, memory
 import os, shutil, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from training_runs import Recorder
-from vgg_jax.training import keeping
+from vgg_jax.training import room
 from vgg_jax.workflows.train import train
-keeping.shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12)
+shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12)
 if {memory!r} == "little":
-    keeping.available_bytes = lambda mesh=None: {LITTLE_MEMORY}
+    room.available_bytes = lambda mesh=None: {LITTLE_MEMORY}
 progress = Recorder()
 train(**{options!r}, run={str(tmp_path / "full")!r}, progress=progress)
 print(*progress.warnings, sep="\\n")

@@ -18,7 +18,7 @@ from vgg_jax.config import TrainConfig
 from vgg_jax.data.sources import open_data
 from vgg_jax.errors import TrainingError
 from vgg_jax.progress import Progress, format_bytes
-from vgg_jax.training.keeping import Memory
+from vgg_jax.training.room import Memory
 from vgg_jax.workflows import plan as plan_module
 from vgg_jax.workflows import timing
 from vgg_jax.workflows.backbone import open_backbone

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vgg_jax.workflows.load import load_backbone as load_backbone
     from vgg_jax.workflows.load import load_classifier as load_classifier
+    from vgg_jax.workflows.sweep import sweep as sweep
     from vgg_jax.workflows.train import train as train
 
 __version__ = metadata.version("vgg-jax")
-__all__ = ["load_backbone", "load_classifier", "train"]
+__all__ = ["load_backbone", "load_classifier", "sweep", "train"]
 
 _HOMES = {
     "load_backbone": "vgg_jax.workflows.load",
     "load_classifier": "vgg_jax.workflows.load",
+    "sweep": "vgg_jax.workflows.sweep",
     "train": "vgg_jax.workflows.train",
 }
 

@@ -74,6 +74,10 @@ class TrainingError(VggJaxError):
     """Training cannot go on, for instance because the loss is not finite."""
 
 
+class TrainingDiverged(TrainingError):
+    """A loss, a gradient or a parameter is not finite."""
+
+
 class TrainingInterrupted(VggJaxError):
     """A signal asked the training to stop; where it stood is saved."""
 

@@ -12,7 +12,8 @@ class EpochMetrics:
     Attributes:
         epoch: Number of the epoch, from 1.
         step: Optimizer steps since the start of the training.
-        seconds: Duration of the whole epoch, validation included.
+        seconds: Duration of the whole epoch, validation included; of candidates that a sweep trains
+            side by side, an equal share.
         images_per_second: Training images over the seconds spent on training, validation left out.
         loss: Mean training loss, over the epoch as it went.
         accuracy: Share of training images whose most probable class was right, as the epoch went.

@@ -20,6 +20,7 @@ from vgg_jax.cli.plugins import plugins
 from vgg_jax.cli.predict import predict
 from vgg_jax.cli.runs import runs
 from vgg_jax.cli.summary import summary
+from vgg_jax.cli.sweep import sweep
 from vgg_jax.cli.train import train
 
 # Rich's help and tracebacks cost a quarter of a second at every start.
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command("convert-weights")(convert_weights)
 app.command()(plan)
 app.command()(train)
+app.command()(sweep)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(summary)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from vgg_jax.errors import RunError, TrainingError
+from vgg_jax.errors import RunError, TrainingDiverged
 from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.checkpoint_store import CheckpointStore
 from vgg_jax.training.position import Position
@@ -61,7 +61,7 @@ class Checkpoints:
 
         Raises:
             RunError: If the one before could not be written, for instance because the disk is full.
-            TrainingError: If a value is not finite.
+            TrainingDiverged: If a value is not finite.
         """
         self._save(self._epochs, position.history[-1].epoch, position, state)
         self._position = position
@@ -71,7 +71,7 @@ class Checkpoints:
 
         Raises:
             RunError: If the one before could not be written.
-            TrainingError: If a value is not finite.
+            TrainingDiverged: If a value is not finite.
         """
         self._unfinished.wait()
         if position.step not in self._unfinished.numbers():  # else nothing was done since
@@ -288,7 +288,7 @@ def _arrays(state: TrainState) -> dict[str, dict[str, np.ndarray]]:
     for item, held in arrays.items():
         for path, value in held.items():
             if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise TrainingError(
+                raise TrainingDiverged(
                     f"The {item} array {path!r} is no longer finite after step {int(state.step)},"
                     " so it is not saved. The usual cause is a learning rate that is too large: try"
                     " a tenth of it, from the checkpoint before."

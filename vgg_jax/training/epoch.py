@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 
 import jax
 import numpy as np
 
 from vgg_jax.config import OnNan
-from vgg_jax.errors import RunError, TrainingError, TrainingInterrupted
+from vgg_jax.errors import TrainingInterrupted
 from vgg_jax.progress import EpochMetrics, Progress
+from vgg_jax.training.epoch_end import checked_sums, metrics_of_epoch, sums_of_epoch
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.memory import naming_a_smaller_batch
 from vgg_jax.training.position import Position, Sums
@@ -98,32 +97,24 @@ class Epoch:
         self._progress.epoch_started(self._start.epoch, self._limits.epochs, self._count)
         with naming_a_smaller_batch(self._feed.batch_size, self._advice):
             state, totals = self._train(state)
-            sums, trained_for = self._checked(totals), self._seconds
-            if not sums.examples:
-                raise TrainingError(
-                    f"All {sums.skipped} steps of epoch {self._start.epoch} were skipped: none had"
-                    f" a finite loss and gradient.\n{_USUAL_CAUSES}"
-                )
+            sums = sums_of_epoch(totals, self._start.epoch, self._limits.on_nan, self._run)
+            trained_for = self._seconds
             losses, probabilities = evaluate_batches(
                 partial(self._steps.evaluate, state.trained),
                 self._feed.validation(),
                 lambda count: self._serve(state, totals, self._count),
             )
-        metrics = EpochMetrics(
+        metrics = metrics_of_epoch(
+            sums,
+            losses,
+            probabilities.argmax(1) == self._feed.labels,
+            self._run,
             epoch=self._start.epoch,
             step=int(state.step),
-            seconds=self._seconds,
-            images_per_second=sums.examples / trained_for,
-            loss=sums.loss / sums.examples,
-            accuracy=sums.correct / sums.examples,
-            validation_loss=float(losses.mean(dtype=np.float64)),
-            validation_accuracy=float((probabilities.argmax(1) == self._feed.labels).mean()),
             learning_rate=learning_rate,
-            skipped_steps=sums.skipped,
+            seconds=self._seconds,
+            training_seconds=trained_for,
         )
-        if not math.isfinite(metrics.validation_loss):
-            what = f"The validation loss of epoch {metrics.epoch} is {metrics.validation_loss}."
-            raise TrainingError(f"{what}\n{_USUAL_CAUSES}\n{self._give_up_epoch()}")
         return state, metrics
 
     def _train(self, state: TrainState) -> tuple[TrainState, Totals]:
@@ -174,42 +165,9 @@ class Epoch:
             )
 
     def _checked(self, totals: Totals) -> Sums:
-        """Fetch the sums; raise if a step failed and is not to be skipped."""
-        sums, step = totals.fetch(), int(totals.failed_step)
-        if step and self._limits.on_nan == "stop":
-            loss = float(totals.failed_loss)
-            what = "loss" if not math.isfinite(loss) else f"gradient (at a loss of {loss:.4g})"
-            value = f"became {loss}" if not math.isfinite(loss) else "was not finite"
-            raise TrainingError(
-                f"The {what} {value} at step {step}, in epoch {self._start.epoch}.\n{_USUAL_CAUSES}"
-                f"\n{self._give_up_epoch()} (--on-nan skip leaves such steps out.)"
-            )
-        return sums
-
-    def _give_up_epoch(self) -> str:
-        """Drop what was saved within the epoch, and say what a training can go on from.
-
-        Parameters grow before they are not finite, so that what was saved in between is of no use.
-        """
-        checkpoints = self._run.checkpoints
-        with suppress(RunError):  # the failure at hand says more
-            checkpoints.wait()
-            checkpoints.drop_unfinished()
-        epochs = checkpoints.epochs()
-        if not epochs:
-            return "No epoch was completed before it, so train anew."
-        return (
-            f"The last good checkpoint is that of epoch {epochs[-1]}. Go on from there:"
-            f" {self._run.resume_command('--override --learning-rate …')}"
-        )
+        return checked_sums(totals, self._start.epoch, self._limits.on_nan, self._run)
 
     def _advice(self, batch_size: int) -> str:
         if self._run.checkpoints.is_empty():
             return f"train again with --batch-size {batch_size}"
         return self._run.resume_command(f"--override --batch-size {batch_size}")
-
-
-_USUAL_CAUSES = (
-    "Usual causes: a learning rate that is too large (try a tenth of it), or weights that do not"
-    " belong to the pictures' preprocessing."
-)

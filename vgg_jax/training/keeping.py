@@ -24,13 +24,13 @@ from vgg_jax.table_folders import FEATURES
 from vgg_jax.training.feature_names import row_names, settings_of
 from vgg_jax.training.features import Features
 from vgg_jax.training.kept_rows import InMemory, KeptRows, OnDisk
-from vgg_jax.training.memory import available_bytes
+from vgg_jax.training.room import MOST_OF_MEMORY, Memory
 from vgg_jax.training.rows import DeviceRows, DiskRows, HostRows
 from vgg_jax.training.steps import Steps
 
 View = int | None  # None: pictures as they are
 Splits = Mapping[str, tuple[Examples, Sequence[View]]]
-_MOST_OF_MEMORY, _MOST_OF_DISK = 0.4, 0.9  # of what is free
+_MOST_OF_DISK = 0.9  # of what is free
 
 
 def why_not_kept(config: ResolvedConfig, chain: Chain) -> str | None:
@@ -56,32 +56,6 @@ def why_not_kept(config: ResolvedConfig, chain: Chain) -> str | None:
             " picture: then epochs cost several times less from the fifth on"
         )
     return None
-
-
-class Memory:
-    """The part of the free memory in which rows may be kept: the devices', then the host's."""
-
-    def __init__(self, config: ResolvedConfig, mesh: jax.sharding.Mesh) -> None:
-        """Look how much is free."""
-        self._mesh = mesh
-        # The CPU has no memory of its own: then both are the same.
-        self._apart = all(device.memory_stats() for device in mesh.devices.flat)
-        self._host = int(_MOST_OF_MEMORY * available_bytes())
-        on_devices = int(_MOST_OF_MEMORY * available_bytes(mesh))
-        self._devices = on_devices if config.on_device == "auto" else 0
-
-    def place_for(self, count: int) -> type[DeviceRows | HostRows] | None:
-        """Return what holds so many bytes; None if there is no room."""
-        if count <= self._devices:
-            return DeviceRows
-        return HostRows if count <= self._host else None
-
-    def take(self, place: type[DeviceRows | HostRows], count: int) -> None:
-        """Reserve so many bytes."""
-        if place is DeviceRows or not self._apart:
-            self._devices -= count
-        if place is HostRows or not self._apart:
-            self._host -= count
 
 
 class Keeper:
@@ -202,7 +176,7 @@ class Keeper:
         no_memory = no_disk = ""
         if self._place is None:
             no_memory = (
-                f"{format_bytes(in_memory)} are more than {_MOST_OF_MEMORY:.0%} of the free memory"
+                f"{format_bytes(in_memory)} are more than {MOST_OF_MEMORY:.0%} of the free memory"
             )
         if wanted != "memory":
             no_disk = self._open_tables(count)

@@ -33,15 +33,15 @@ def fit(
     """Train to the last epoch or to early stopping, saving every epoch and now and then within one.
 
     Raises:
-        TrainingError: If the loss is not finite, the memory does not suffice, or a frozen parameter
-            changed.
+        TrainingDiverged: If the loss, its gradient or a parameter is not finite.
+        TrainingError: If the memory does not suffice, or a frozen parameter changed.
         TrainingInterrupted: When a signal asked for it; where the training stood is saved.
         RunError: If a checkpoint cannot be written.
     """
     position = start or Position()
     saved = {*run.checkpoints.epochs()}
     best = max((metrics.rank for metrics in position.history if metrics.epoch in saved), default=())
-    frozen_before = _checksums(frozen)
+    frozen_before = frozen_checksums(frozen)
     try:
         while position.epoch <= limits.epochs:
             if limits.early_stop and position.early_stopping.epochs_since >= limits.early_stop:
@@ -55,7 +55,7 @@ def fit(
             run.save_epoch(position, state)
             progress.epoch_done(metrics, metrics.rank > best)
             best = max(best, metrics.rank)
-        _check_frozen(frozen_before, _checksums(frozen))
+        check_frozen(frozen_before, frozen_checksums(frozen))
         run.checkpoints.close()
     except BaseException as error:
         # However it ends: what was saved is finished before the process is.
@@ -66,7 +66,7 @@ def fit(
         if isinstance(error, RunError):
             run.lock.check()  # that the run is gone says more than what could not be written
         if isinstance(error, TrainingInterrupted):
-            _check_frozen(frozen_before, _checksums(frozen))
+            check_frozen(frozen_before, frozen_checksums(frozen))
         raise
     finally:
         progress.close()
@@ -74,11 +74,12 @@ def fit(
     return state
 
 
-def _checksums(parameters: Parameters) -> dict[str, str]:
+def frozen_checksums(parameters: Parameters) -> dict[str, str]:
+    """Return the checksum of each frozen parameter, for `check_frozen`."""
     return {path: array_sha256(np.asarray(value)) for path, value in parameters.items()}
 
 
-def _check_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+def check_frozen(before: Mapping[str, str], after: Mapping[str, str]) -> None:
     """Raise `TrainingError` if a frozen parameter is no longer what it was."""
     changed = sorted(path for path in before if before[path] != after[path])
     if changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import optax
 
 from vgg_jax.config import OptimizerName
@@ -10,7 +11,7 @@ SGD_MOMENTUM = 0.9
 
 
 def make_optimizer(
-    name: OptimizerName, *, learning_rate: float, weight_decay: float
+    name: OptimizerName, *, learning_rate: float | jax.Array, weight_decay: float | jax.Array
 ) -> optax.GradientTransformation:
     """Build an optimizer.
 
@@ -19,7 +20,7 @@ def make_optimizer(
             adamw have Keras' epsilon, 1e-7. sgd has momentum 0.9.
         learning_rate: Factor of every update.
         weight_decay: Decoupled: each step takes `learning_rate * weight_decay` of every parameter
-            off it, as Keras does for each of its optimizers.
+            off it, as Keras does for each of its optimizers. Both may be traced.
     """
     directions = {
         "rmsprop": lambda: optax.scale_by_rms(decay=0.9, eps=1e-7),
@@ -28,6 +29,6 @@ def make_optimizer(
         "sgd": lambda: optax.trace(decay=SGD_MOMENTUM),
     }
     parts = [directions[name]()]
-    if weight_decay:
+    if isinstance(weight_decay, jax.Array) or weight_decay:  # one that is traced may not be 0
         parts.append(optax.add_decayed_weights(weight_decay))
     return optax.chain(*parts, optax.scale(-learning_rate))

@@ -101,16 +101,20 @@ class RunFolder(RunFiles):
         return heads + [each for each in record_plugins(config) if each["kind"] != "head"]
 
     def refuse_existing(self) -> None:
-        """Raise `RunError` if the folder is in the way of a new run.
-
-        An empty folder is not, nor is a run that was ended before its first checkpoint.
-        """
-        if not self.path.exists() or self._is_empty() or self.holds_nothing():
+        """Raise `RunError` if the folder is in the way of a new run."""
+        if self.is_free():
             return
         raise RunError(
             f"The run folder {self.path} exists. Go on with it ({self.resume_command()}), or name"
             " another --run."
         )
+
+    def is_free(self) -> bool:
+        """Tell whether a new run may take the folder.
+
+        An empty folder is free, and so is a run that was ended before its first checkpoint.
+        """
+        return not self.path.exists() or self._is_empty() or self.holds_nothing()
 
     def _is_empty(self) -> bool:
         """Tell whether there is nothing but what is written before `run.json`."""
@@ -144,7 +148,7 @@ class RunFolder(RunFiles):
 
         Raises:
             RunError: If that cannot be written, or the lock of the run was lost.
-            TrainingError: If a value is not finite.
+            TrainingDiverged: If a value is not finite.
         """
         self.lock.check()
         self.checkpoints.save_epoch(position, state)
@@ -191,16 +195,21 @@ def new_record(
 
 
 def claim_run_path(config: TrainConfig, parent: Path = Path("runs")) -> Path:
-    """Make the first folder `runs/<data>-<head>-<n>` that does not exist; returns its path.
+    """Make the first folder `runs/<data>-<head>-<n>` that does not exist; as `claim_folder`."""
+    head = parse_choice(config.head).ref.rpartition("/")[2].rpartition("#")[2]
+    return claim_folder(config.data, head, parent)
+
+
+def claim_folder(data: str, what: str, parent: Path = Path("runs")) -> Path:
+    """Make the first folder `runs/<data>-<what>-<n>` that does not exist; returns its path.
 
     Raises:
         RunError: If it cannot be made.
     """
-    data = re.sub(r"[^\w.-]+", "-", Path(config.data).name or Path(config.data).resolve().name)
-    head = parse_choice(config.head).ref.rpartition("/")[2].rpartition("#")[2]
+    name = re.sub(r"[^\w.-]+", "-", Path(data).name or Path(data).resolve().name)
     n = 1
     while True:
-        path = parent / f"{data.strip('-.') or 'data'}-{head}-{n}"
+        path = parent / f"{name.strip('-.') or 'data'}-{what}-{n}"
         try:
             path.mkdir(parents=True)
             return path

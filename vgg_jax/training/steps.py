@@ -157,6 +157,10 @@ class Steps:
 
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
     def train(self, state: TrainState, totals: Totals, inputs: Inputs) -> tuple[TrainState, Totals]:
+        """Do what `step` does; takes over the memory of `state` and `totals`."""
+        return self.step(state, totals, inputs)
+
+    def step(self, state: TrainState, totals: Totals, inputs: Inputs) -> tuple[TrainState, Totals]:
         """Take one optimizer step on a batch; returns the new state and the running sums.
 
         A step whose loss or gradient is not finite changes nothing but the totals. Of an example

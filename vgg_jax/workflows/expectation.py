@@ -15,7 +15,8 @@ from vgg_jax.options import parse_size
 from vgg_jax.progress import format_bytes
 from vgg_jax.table_folders import FEATURES
 from vgg_jax.training.feature_names import row_names, settings_of
-from vgg_jax.training.keeping import Memory, View, why_not_kept
+from vgg_jax.training.keeping import View, why_not_kept
+from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows
 from vgg_jax.workflows.feed import batch_size_of
 from vgg_jax.workflows.programs import Programs

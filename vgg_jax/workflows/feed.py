@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from vgg_jax.model.classifier import Parameters
 from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed
 from vgg_jax.training.features import Features, ResidentPictures
-from vgg_jax.training.keeping import Keeper, Memory
+from vgg_jax.training.keeping import Keeper, Splits, why_not_kept
+from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows
 from vgg_jax.training.steps import Inputs, Steps, put_batch
 from vgg_jax.training.validation import closing_at_end
@@ -98,6 +100,27 @@ class Source:
         )
 
 
+@contextmanager
+def open_feed(source: Source, data: DataSet, progress: Progress) -> Generator[Feed]:
+    """Give the batches of a training, their features kept if that is wanted and possible."""
+    config = source.config
+    memory = Memory(config, source.mesh)
+    if why_not := why_not_kept(config, source.chain):
+        progress.note(f"Features are not kept: {why_not}.")
+        yield make_feed(source, data, memory, None)
+        return
+    views = range(1, config.views + 1) if config.augment else (None,)
+    splits: Splits = {
+        "train": (data.splits["train"], tuple(views)),
+        "validation": (data.splits["validation"], (None,)),
+    }
+    keeper = Keeper(config, source.steps, source.frozen, splits, source.mesh, memory, progress)
+    try:
+        yield make_feed(source, data, memory, keeper)
+    finally:
+        keeper.close()
+
+
 def make_feed(source: Source, data: DataSet, memory: Memory, keeper: Keeper | None) -> Feed:
     """Return what gives a training its batches, with `keeper` from where features are kept."""
     config, chain = source.config, source.chain
@@ -126,6 +149,20 @@ def make_feed(source: Source, data: DataSet, memory: Memory, keeper: Keeper | No
         labels=validation.labels,
         examples=len(train),
         batch_size=features["train"].batch_size,
+    )
+
+
+def pooled(feed: Feed, pool: Callable[[jax.Array], jax.Array]) -> Feed:
+    """Return a feed of the same batches with their features mapped by `pool`."""
+
+    def mapped(batches: Iterator[Inputs]) -> Iterator[Inputs]:
+        for inputs in closing_at_end(batches):
+            yield inputs._replace(features=pool(inputs.features))
+
+    return dataclasses.replace(
+        feed,
+        train=lambda *place: mapped(feed.train(*place)),
+        validation=lambda: mapped(feed.validation()),
     )
 
 

@@ -15,8 +15,8 @@ from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import TrainingError
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress, format_bytes
-from vgg_jax.training.keeping import Memory
 from vgg_jax.training.memory import available_bytes, naming_a_smaller_batch
+from vgg_jax.training.room import Memory
 from vgg_jax.training.steps import data_mesh
 from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.backbone import open_backbone

@@ -21,11 +21,11 @@ from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.run_plugins import as_used, as_written
 from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.backbone import open_run_backbone
-from vgg_jax.workflows.feed import absolute_data
+from vgg_jax.workflows.feed import absolute_data, open_feed
 from vgg_jax.workflows.load import build_functional
 from vgg_jax.workflows.run import Run
 from vgg_jax.workflows.run_data import reopen_data
-from vgg_jax.workflows.session import Session, chain_of
+from vgg_jax.workflows.session import Session, chain_of, warn_of_loss
 
 # These change no number, or only how far the training goes; weights are compared by digest, and so
 # are the data of runs that recorded theirs.
@@ -118,7 +118,9 @@ def resume_training(
         run.write_record(record)
         run.change_config(**changes)
         progress.note(_where(run, restored))
-        session.fit(data, run, position, progress, interruption)
+        warn_of_loss(config, progress)
+        feed = open_feed(session.source, data, progress)
+        session.fit(feed, run, position, progress, interruption)
         return Run(run.path, run.read_metrics())
 
 

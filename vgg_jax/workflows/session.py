@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import jax.numpy as jnp
 
 from vgg_jax.augment.chain import Chain, build_chain
 from vgg_jax.config import ResolvedConfig
-from vgg_jax.data.examples import DataSet
 from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.plugin_choices import parse_choice
@@ -19,13 +17,12 @@ from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored, fill_leaves
 from vgg_jax.training.epoch import Feed, Limits
 from vgg_jax.training.interruption import Interruption
-from vgg_jax.training.keeping import Keeper, Memory, Splits, why_not_kept
 from vgg_jax.training.loop import fit
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import Steps, TrainState, data_mesh, replicate
-from vgg_jax.workflows.feed import Source, make_feed
+from vgg_jax.workflows.feed import Source
 from vgg_jax.workflows.load import checked
 
 _KERAS_BINARY_WARNING = (
@@ -39,6 +36,23 @@ def chain_of(config: ResolvedConfig) -> Chain:
     """Build the chain of a configuration's augmentations; errors as for `build_chain`."""
     choices = [parse_choice(text) for text in config.augment]
     return build_chain(choices, fill=config.fill, fill_value=config.fill_value)
+
+
+def warn_of_loss(config: ResolvedConfig, progress: Progress) -> None:
+    """Warn of what a training's loss is easily mistaken for."""
+    if config.loss == "keras-binary":
+        progress.warn(_KERAS_BINARY_WARNING)
+
+
+def limits_of(config: ResolvedConfig, interruption: Interruption | None) -> Limits:
+    """Return when a training saves and when it ends."""
+    return Limits(
+        epochs=config.epochs,
+        early_stop=config.early_stop,
+        checkpoint_seconds=60 * config.checkpoint_minutes,
+        on_nan=config.on_nan,
+        interruption=interruption or Interruption(),
+    )
 
 
 @dataclasses.dataclass
@@ -99,33 +113,34 @@ class Session:
 
     def fit(
         self,
-        data: DataSet,
+        feed: AbstractContextManager[Feed],
         run: RunFolder,
         start: Position,
         progress: Progress,
         interruption: Interruption | None,
     ) -> None:
-        """Train from `start` on; errors as for `vgg_jax.training.loop.fit`."""
+        """Train from `start` on; errors as for `vgg_jax.training.loop.fit`.
+
+        Args:
+            feed: Gives the batches; opened once the run is known as being trained, so that what
+                goes wrong is recorded there.
+            run: Where it is saved.
+            start: Where it stands.
+            progress: Receives what happens.
+            interruption: As for `vgg_jax.workflows.train.run_training`.
+        """
         config = self.config
-        if config.loss == "keras-binary":
-            progress.warn(_KERAS_BINARY_WARNING)
-        limits = Limits(
-            epochs=config.epochs,
-            early_stop=config.early_stop,
-            checkpoint_seconds=60 * config.checkpoint_minutes,
-            on_nan=config.on_nan,
-            interruption=interruption or Interruption(),
-        )
+        limits = limits_of(config, interruption)
         with (
             limits.interruption.listening() if interruption else nullcontext(),
             run.training(),
-            self._feed(data, progress) as feed,
+            feed as batches,
         ):
             fit(
                 self.steps,
                 self.state,
                 self.frozen,
-                feed,
+                batches,
                 run,
                 mesh=self.mesh,
                 limits=limits,
@@ -134,23 +149,7 @@ class Session:
                 progress=progress,
             )
 
-    @contextmanager
-    def _feed(self, data: DataSet, progress: Progress) -> Generator[Feed]:
-        """Give the batches of the training, their features kept if that is wanted and possible."""
-        config = self.config
-        source = Source(config, self.chain, self.steps, self.frozen, self.mesh)
-        memory = Memory(config, self.mesh)
-        if why_not := why_not_kept(config, self.chain):
-            progress.note(f"Features are not kept: {why_not}.")
-            yield make_feed(source, data, memory, None)
-            return
-        views = range(1, config.views + 1) if config.augment else (None,)
-        splits: Splits = {
-            "train": (data.splits["train"], tuple(views)),
-            "validation": (data.splits["validation"], (None,)),
-        }
-        keeper = Keeper(config, self.steps, self.frozen, splits, self.mesh, memory, progress)
-        try:
-            yield make_feed(source, data, memory, keeper)
-        finally:
-            keeper.close()
+    @property
+    def source(self) -> Source:
+        """What its features are computed with."""
+        return Source(self.config, self.chain, self.steps, self.frozen, self.mesh)

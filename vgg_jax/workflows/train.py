@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from vgg_jax.compilation import keep_compiled_programs
-from vgg_jax.config import TrainConfig
+from vgg_jax.config import ResolvedConfig, TrainConfig
+from vgg_jax.data.examples import DataSet
 from vgg_jax.errors import ConfigError
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.position import Position
+from vgg_jax.training.run_files import RunRecord
 from vgg_jax.training.run_folder import RunFolder, claim_run_path, new_record
 from vgg_jax.workflows.announce import announce_code
-from vgg_jax.workflows.backbone import open_backbone
-from vgg_jax.workflows.feed import absolute_data, open_training_data
+from vgg_jax.workflows.backbone import OpenedBackbone, open_backbone
+from vgg_jax.workflows.feed import absolute_data, open_feed, open_training_data
 from vgg_jax.workflows.load import build_functional
 from vgg_jax.workflows.resume import resume_training
 from vgg_jax.workflows.run import Run
-from vgg_jax.workflows.session import Session, chain_of
+from vgg_jax.workflows.session import Session, chain_of, warn_of_loss
 
 
 def train(
@@ -75,20 +77,30 @@ def run_training(
     data = open_training_data(resolved, progress)
     opened = open_backbone(resolved.weights, progress)
     functional, parameters = build_functional(opened, resolved, len(data.class_names), progress)
-    resolved = dataclasses.replace(
-        resolved, data=absolute_data(resolved.data), weights=opened.weights, run=None
+    resolved, record = found_out(resolved, data, opened)
+    run = RunFolder(Path(config.run).expanduser() if config.run else claim_run_path(config))
+    with run.locked(progress.note):
+        run.create(resolved, record)
+        session = Session.start(resolved, functional, parameters, chain, len(data.class_names))
+        warn_of_loss(resolved, progress)
+        feed = open_feed(session.source, data, progress)
+        session.fit(feed, run, Position(), progress, interruption)
+    return Run(run.path, run.read_metrics())
+
+
+def found_out(
+    config: ResolvedConfig, data: DataSet, opened: OpenedBackbone
+) -> tuple[ResolvedConfig, RunRecord]:
+    """Return the configuration and the record of a new run, with what was found of its inputs."""
+    config = dataclasses.replace(
+        config, data=absolute_data(config.data), weights=opened.weights, run=None
     )
     record = new_record(
-        resolved,
+        config,
         class_names=data.class_names,
         weights=opened.weights,
         weights_digest=opened.digest,
         examples=data.counts,
         data_digests=data.digests,
     )
-    run = RunFolder(Path(config.run).expanduser() if config.run else claim_run_path(config))
-    with run.locked(progress.note):
-        run.create(resolved, record)
-        session = Session.start(resolved, functional, parameters, chain, len(data.class_names))
-        session.fit(data, run, Position(), progress, interruption)
-    return Run(run.path, run.read_metrics())
+    return config, record

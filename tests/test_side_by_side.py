@@ -1,0 +1,175 @@
+"""Candidates side by side: each as if it were trained by itself, in all that may become of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import types
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from training_runs import After, Recorder, latest, timed
+
+from vgg_jax import sweep
+from vgg_jax.errors import TrainingInterrupted
+from vgg_jax.progress import Progress
+from vgg_jax.training import side_by_side
+from vgg_jax.training.run_files import RunFiles
+from vgg_jax.training.side_by_side import StackedSteps, wins_side_by_side
+from vgg_jax.training.steps import Steps, data_mesh
+from vgg_jax.workflows import candidate_trainings
+from vgg_jax.workflows.candidates import candidates_of
+from vgg_jax.workflows.sweep import run_sweep
+from vgg_jax.workflows.train import train
+
+
+@pytest.fixture
+def given(options) -> dict[str, Any]:
+    """Options of candidates that can be trained side by side."""
+    return {**options, "train_from": "head", "head": "linear"}
+
+
+@pytest.fixture(autouse=True)
+def stacked(monkeypatch) -> list[int]:
+    """How many candidates were trained side by side, a number for each group."""
+    counts: list[int] = []
+    original = candidate_trainings.fit_side_by_side
+
+    def counting(*arguments, **options):
+        counts.append(len(arguments[5]))
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(candidate_trainings, "fit_side_by_side", counting)
+    return counts
+
+
+def nearly_the_same_run(one: Path, other: Path) -> None:
+    """Compare what two runs hold, to 1e-5, but for times."""
+    a, b = latest(one), latest(other)
+    assert a.keys() == b.keys()
+    for path, value in a.items():
+        assert value.dtype == b[path].dtype
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(b[path], value, rtol=0, atol=1e-5 * scale, err_msg=path)
+    histories = [RunFiles(path).read_metrics() for path in (one, other)]
+    for ours, theirs in zip(*histories, strict=True):
+        assert dataclasses.asdict(timed(theirs)) == pytest.approx(
+            dataclasses.asdict(timed(ours)), rel=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"optimizer": "rmsprop"},
+        {"optimizer": "sgd", "weight_decay": [0.0, 0.01]},
+        {"optimizer": "adamw", "label_smoothing": [0.0, 0.1], "features": "off"},
+        {"optimizer": "adam", "head": "mlp:hidden=[16],dropout=0.5", "loss": "binary"},
+        {"augment": ("mixup",), "label_smoothing": 0.1},
+    ],
+    ids=lambda others: "-".join(map(str, others)),
+)
+def test_each_is_trained_as_if_by_itself(others, given, tmp_path, stacked):
+    given = {**given, **others, "epochs": 3, "learning_rate": [1e-2, 1e-3]}
+    found = sweep(**given, run=str(tmp_path / "sweep"))
+    assert stacked == [len(found.outcomes)]
+    for outcome in found.outcomes:
+        alone = train(**{**given, **outcome.candidate.differs}, run=str(tmp_path / "alone"))
+        nearly_the_same_run(alone.path, outcome.run.path)
+        alone.path.rename(tmp_path / outcome.candidate.name)
+    assert stacked == [len(found.outcomes)]
+
+
+def test_their_runs_can_be_gone_on_with(given, tmp_path):
+    given["weight_decay"] = 0.01
+    found = sweep(**{**given, "learning_rate": [1e-2, 1e-3]}, run=str(tmp_path / "sweep"))
+    resumed = train(resume=True, run=str(tmp_path / "sweep" / "lr1e-2"), epochs=4)
+    whole = train(**{**given, "learning_rate": 1e-2, "epochs": 4}, run=str(tmp_path / "whole"))
+    nearly_the_same_run(whole.path, resumed.path)
+    assert found.best.evaluate().loss > 0
+
+
+def test_one_that_diverges_fails_alone(given, tmp_path, stacked):
+    """The middle one of three, whose first step makes its parameters too large for the second."""
+    given["learning_rate"] = [1e-2, 1e38, 1e-3]
+    progress = Recorder()
+    found = sweep(**given, run=str(tmp_path / "sweep"), progress=progress)
+    assert stacked == [3]
+    *done, failed = found.outcomes
+    assert [outcome.failure for outcome in done] == ["", ""]
+    state = RunFiles(failed.run.path).read_state()
+    assert state is not None
+    assert (state.state, state.reason) == ("failed", failed.failure)
+    assert failed.candidate.name == "lr1e38"
+    assert "at step 2, in epoch 1" in failed.failure
+    for outcome in done:
+        alone = train(**{**given, **outcome.candidate.differs}, run=str(tmp_path / "alone"))
+        nearly_the_same_run(alone.path, outcome.run.path)
+        alone.path.rename(tmp_path / outcome.candidate.name)
+
+
+def test_each_stops_early_by_itself(given, tmp_path, stacked):
+    given |= {"epochs": 8, "early_stop": 1, "learning_rate": [10.0, 1e-3]}
+    found = sweep(**given, run=str(tmp_path / "sweep"))
+    assert stacked == [2]
+    lengths = {o.candidate.name: len(o.run.history) for o in found.outcomes}
+    assert lengths["lr1e1"] < lengths["lr1e-3"] == 8
+    for outcome in found.outcomes:
+        alone = train(**{**given, **outcome.candidate.differs}, run=str(tmp_path / "alone"))
+        assert len(alone.history) == len(outcome.run.history)
+        nearly_the_same_run(alone.path, outcome.run.path)
+        alone.path.rename(tmp_path / outcome.candidate.name)
+
+
+@pytest.mark.parametrize(("looks", "epochs"), [(1, 0), (5, 1)])
+def test_an_interrupted_group_keeps_its_epochs_and_goes_on(looks, epochs, given, tmp_path, stacked):
+    """An epoch has 3 steps, and is looked after once more when it is validated."""
+    folder = tmp_path / "sweep"
+    given["learning_rate"] = [1e-2, 1e-3]
+    with pytest.raises(TrainingInterrupted, match=r"the epochs before it are saved.\nGo on with"):
+        run_sweep(candidates_of(given), str(folder), Progress(), After(looks))
+    for name in ("lr1e-2", "lr1e-3"):
+        files = RunFiles(folder / name)
+        assert len(files.read_metrics()) == epochs
+        state = files.read_state()
+        assert state is not None
+        assert state.state == "interrupted"
+    found = sweep(**given, run=str(folder))
+    assert stacked == ([2] if epochs else [2, 2])  # what was begun goes on in turn
+    for outcome in found.outcomes:
+        alone = train(**{**given, **outcome.candidate.differs}, run=str(tmp_path / "alone"))
+        nearly_the_same_run(alone.path, outcome.run.path)
+        alone.path.rename(tmp_path / outcome.candidate.name)
+
+
+def test_each_program_is_compiled_once(given, tmp_path):
+    programs = [StackedSteps.train, StackedSteps.evaluate, Steps.train, Steps.evaluate]
+    before = [program._cache_size() for program in programs]  # pyright: ignore
+    sweep(**{**given, "learning_rate": [1e-2, 1e-3]}, run=str(tmp_path / "sweep"))
+    after = [program._cache_size() for program in programs]  # pyright: ignore
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 0, 0]
+
+
+def test_times_are_shared_out(given, tmp_path, monkeypatch):
+    """So that the times of all candidates add up to that of the sweep."""
+    clock = itertools.count()
+    watch = types.SimpleNamespace(perf_counter=lambda: float(next(clock)))
+    monkeypatch.setattr(side_by_side, "time", watch)
+    found = sweep(**{**given, "learning_rate": [1e-2, 1e-3]}, run=str(tmp_path / "sweep"))
+    for outcome in found.outcomes:
+        assert [metrics.seconds for metrics in outcome.run.history] == [1.0, 1.0]
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="measured on CPU only")
+@pytest.mark.parametrize(
+    ("shape", "wins"),
+    [((512, 5), True), ((512, 1000), False), ((3, 3, 8, 8), False)],
+    ids=["few parameters", "many", "a convolution"],
+)
+def test_side_by_side_is_chosen_where_it_wins(shape, wins):
+    trained = {"head/kernel": jax.ShapeDtypeStruct(shape, np.float32)}
+    assert wins_side_by_side(trained, 3, data_mesh()) == wins
+    assert not wins_side_by_side(trained, 1, data_mesh())

@@ -1,0 +1,197 @@
+"""Sweeps: the same runs as one by one, over features that are computed once, ranked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_runs import After, Recorder, flags, same_run
+from typer.testing import CliRunner
+
+from vgg_jax import sweep
+from vgg_jax.cli.app import app
+from vgg_jax.cli.console import LineProgress
+from vgg_jax.errors import ConfigError, TrainingError, TrainingInterrupted
+from vgg_jax.progress import Progress
+from vgg_jax.training.run_files import RunFiles
+from vgg_jax.workflows import feed
+from vgg_jax.workflows.candidates import candidates_of
+from vgg_jax.workflows.load import load_classifier
+from vgg_jax.workflows.runs import describe_run
+from vgg_jax.workflows.sweep import run_sweep
+from vgg_jax.workflows.train import train
+
+DIVERGES = 1e38
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> None:
+    """Give each test a cache of its own."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    compiled = Path(os.environ["VGG_JAX_CACHE"]) / "compiled"
+    if compiled.exists():
+        (folder / "compiled").symlink_to(compiled.resolve())
+    monkeypatch.setenv("VGG_JAX_CACHE", str(folder))
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[int]:
+    """The numbers of pictures that were sent through the frozen layers, one for each pass."""
+    counts: list[int] = []
+    original = feed.read_batches
+
+    def counting(config, chain, examples, order, view, devices):
+        counts.append(len(examples) if order is None else len(order))
+        return original(config, chain, examples, order, view, devices)
+
+    monkeypatch.setattr(feed, "read_batches", counting)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("boundary", "features"), [("conv5_1", "disk"), ("head", "disk"), ("head", "memory")]
+)
+def test_candidates_equal_trainings_by_themselves_and_share_their_features(
+    boundary, features, options, tmp_path, read
+):
+    """`linear` pools its features where the boundary is the head; `dense256` does not."""
+    given = {**options, "features": features, "train_from": boundary}
+    heads = ["linear", "dense256"]
+    found = sweep(**{**given, "head": heads, "learning_rate": [1e-3], "run": str(tmp_path / "s")})
+    assert [count for count in read if count] == [21, 9]
+    for outcome in found.outcomes:
+        name = outcome.candidate.name
+        alone = train(**{**given, "head": name}, run=str(tmp_path / name))
+        same_run(alone.path, outcome.run.path)
+        assert outcome.run.path == tmp_path / "s" / name
+
+
+def test_a_run_of_a_sweep_is_a_run_like_any_other(options, tmp_path):
+    folder = tmp_path / "sweep"
+    found = sweep(**{**options, "optimizer": ["adam", "sgd"]}, run=str(folder))
+    assert sorted(path.name for path in folder.iterdir()) == ["adam", "sgd"]
+    assert found.best.evaluate().loss > 0
+    assert load_classifier(folder / "sgd").class_names == ("dots", "rings", "stripes")
+    described = describe_run(folder / "sgd")
+    assert described.summary.state == "done"
+    assert described.config["optimizer"] == "sgd"
+    resumed = train(resume=True, run=str(folder / "sgd"), epochs=3)
+    whole = train(**{**options, "optimizer": "sgd", "epochs": 3}, run=str(tmp_path / "whole"))
+    same_run(resumed.path, whole.path)
+
+
+def test_the_best_comes_first(options, tmp_path):
+    found = sweep(**{**options, "learning_rate": [1e-6, 1e-3, 1e-4]}, run=str(tmp_path / "sweep"))
+    ranks = [outcome.run.best.rank[:2] for outcome in found.outcomes]
+    assert ranks == sorted(ranks, reverse=True)
+    assert found.best == found.outcomes[0].run
+    result = json.loads(json.dumps(found.as_dict()))
+    assert result["best"] == result["candidates"][0]["run"] == str(found.best.path)
+    assert {one["differs"]["learning_rate"] for one in result["candidates"]} == {1e-6, 1e-3, 1e-4}
+
+
+def test_a_candidate_that_diverges_fails_alone(options, tmp_path):
+    rates = [DIVERGES, 1e-3]
+    progress = Recorder()
+    found = sweep(
+        **{**options, "learning_rate": rates}, run=str(tmp_path / "sweep"), progress=progress
+    )
+    done, failed = found.outcomes
+    assert not done.failure
+    assert "at step" in failed.failure
+    assert failed.candidate.config.learning_rate == DIVERGES
+    state = RunFiles(failed.run.path).read_state()
+    assert state is not None
+    assert (state.state, state.reason) == ("failed", failed.failure)
+    assert progress.warnings == [f"lr1e38 failed: {failed.failure}"]
+    with pytest.raises(TrainingError, match=r"No candidate .*; dense256: The .* at step"):
+        sweep(**{**options, "learning_rate": [DIVERGES]}, run=str(tmp_path / "none"))
+
+
+def test_an_interrupted_sweep_goes_on_and_takes_what_is_complete(options, tmp_path, read):
+    folder = tmp_path / "sweep"
+    given = {**options, "optimizer": ["adam", "sgd", "rmsprop"]}
+    with pytest.raises(TrainingInterrupted, match=r"the same command with --run .*/sweep$"):
+        # An epoch has 3 steps and 2 batches of validation: in the second candidate's first epoch.
+        run_sweep(candidates_of(given), str(folder), Progress(), After(2 * 5 + 1))
+    states = {name: RunFiles(folder / name).read_state() for name in given["optimizer"]}
+    assert [state and state.state for state in states.values()] == ["done", "interrupted", None]
+    before = (folder / "adam" / "metrics.jsonl").read_text()  # with the times that it took
+    found = sweep(**given, run=str(folder))
+    assert (folder / "adam" / "metrics.jsonl").read_text() == before
+    assert len(found.outcomes) == 3
+    for name in ("sgd", "rmsprop"):
+        alone = train(**{**options, "optimizer": name}, run=str(tmp_path / name))
+        same_run(alone.path, folder / name)
+    with pytest.raises(ConfigError, match="--batch-size 4 differs from the run's 8"):
+        sweep(**{**given, "batch_size": 4}, run=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("others", "why"),
+    [
+        ({"features": "off"}, "--features off"),
+        ({"augment": ("keras",)}, "keras changes the pictures anew"),
+        ({"augment": ("mixup",)}, "mixup mixes the pictures"),
+    ],
+)
+def test_what_cannot_be_kept_is_trained_all_the_same(others, why, options, tmp_path):
+    given = {**options, **others, "epochs": 1, "train_from": "head"}
+    progress = Recorder()
+    found = sweep(
+        **{**given, "head": ["linear", "dense256"]}, run=str(tmp_path / "s"), progress=progress
+    )
+    (note,) = (note for note in progress.notes if note.startswith("Features are not kept"))
+    assert why in note
+    assert any("computes its own features" in note for note in progress.notes)
+    for outcome in found.outcomes:
+        name = outcome.candidate.name
+        alone = train(**{**given, "head": name}, run=str(tmp_path / name))
+        same_run(alone.path, outcome.run.path)
+
+
+def test_each_candidate_is_shown_as_one_piece_of_work(options, tmp_path, capsys):
+    """Where epochs are short: two lines for each, what starts and what it gave."""
+    rates = [1e-3, 1e-4]
+    sweep(
+        **{**options, "learning_rate": rates}, run=str(tmp_path / "sweep"), progress=LineProgress()
+    )
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lr")]
+    assert [line.split(":")[0] for line in lines] == [
+        *("lr1e-3 (1 of 2)", "lr1e-3", "lr1e-4 (2 of 2)", "lr1e-4")
+    ]
+    assert lines[0].endswith(": 6 steps")
+    assert lines[1].startswith("lr1e-3: best epoch")
+
+
+def test_the_command_ranks_candidates_and_names_the_best(options, tmp_path):
+    words = flags({**options, "head": ("linear", "dense256"), "run": tmp_path / "sweep"})
+    words[words.index("--learning-rate") + 1] = "1e-3,1e38"
+    words += ["--train-from", "head"]
+    done = CliRunner().invoke(app, ["sweep", *words])
+    assert done.exit_code == 0, done.stderr
+    header, *rows = done.stdout.splitlines()
+    for column in ("rank", "run", "head", "learning rate", "best epoch", "accuracy", "loss"):
+        assert column in header
+    assert [row.split()[0] for row in rows[:4]] == ["1", "2", "failed", "failed"]
+    assert rows[-1].startswith(f"Best run: {tmp_path / 'sweep'}/")
+    assert f"vgg-jax evaluate {tmp_path / 'sweep'}/" in rows[-1]
+    again = CliRunner().invoke(app, ["sweep", *words, "--json"])
+    assert len(json.loads(again.stdout)["candidates"]) == 4
+
+
+def test_wrong_options_are_told_before_jax_is_imported():
+    code = (
+        "import sys\nfrom vgg_jax.cli.app import app\n"
+        "try: app(['sweep', '--learning-rate', '1e-3,much'])\n"
+        "except SystemExit as end: code = end.code\n"
+        "sys.exit('jax' in sys.modules and 'JAX was imported' or code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: --learning-rate is '1e-3,much', but must be a number")

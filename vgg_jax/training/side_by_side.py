@@ -1,0 +1,262 @@
+"""Candidates trained side by side: one program takes a step of all of them on the same batch.
+
+They differ in numbers alone. Their states are stacked, so that leaves are `[C, …]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_jax.config import OptimizerName
+from vgg_jax.errors import TrainingDiverged, TrainingInterrupted
+from vgg_jax.model.classifier import Parameters
+from vgg_jax.model.freezing import train_only
+from vgg_jax.progress import Progress
+from vgg_jax.training.epoch import Feed, Limits
+from vgg_jax.training.epoch_end import metrics_of_epoch, sums_of_epoch
+from vgg_jax.training.loop import check_frozen, frozen_checksums
+from vgg_jax.training.memory import available_bytes
+from vgg_jax.training.optim import make_optimizer
+from vgg_jax.training.position import Position
+from vgg_jax.training.room import MOST_OF_MEMORY
+from vgg_jax.training.run_folder import RunFolder
+from vgg_jax.training.steps import Inputs, Steps, Totals, TrainState, replicate
+from vgg_jax.training.validation import closing_at_end, evaluate_batches
+
+_MOST_PARAMETERS_ON_CPU = 150_000  # docs/speed.md has the measurements
+_BYTES_OF_A_PARAMETER = 16  # its gradient and at most two numbers of the optimizer included
+
+
+class Hyperparameters(NamedTuple):
+    """In what candidates side by side differ; float32 `[C]` each."""
+
+    learning_rate: jax.Array
+    weight_decay: jax.Array
+    label_smoothing: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compiled once for each instance
+class StackedSteps:
+    """The compiled programs of candidates side by side, each compiled at its first call.
+
+    Attributes:
+        steps: The programs of one of them.
+        optimizer: Name of their optimizer.
+    """
+
+    steps: Steps
+    optimizer: OptimizerName
+
+    @partial(jax.jit, static_argnums=0)
+    def start(self, hyperparameters: Hyperparameters, trained: Parameters) -> TrainState:
+        """Return the stacked states before the first step, which all begin with `trained`."""
+
+        def one(hyperparameters: Hyperparameters) -> TrainState:
+            optimizer = self._of(hyperparameters, trained).tx.init(trained)
+            return TrainState(trained, optimizer, jnp.zeros((), jnp.uint32))
+
+        return jax.vmap(one, out_axes=0)(hyperparameters)
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+    def train(
+        self, hyperparameters: Hyperparameters, states: TrainState, totals: Totals, inputs: Inputs
+    ) -> tuple[TrainState, Totals]:
+        """Take a step of each candidate, as `Steps.step` does."""
+
+        def one(
+            hyperparameters: Hyperparameters, state: TrainState, totals: Totals
+        ) -> tuple[TrainState, Totals]:
+            return self._of(hyperparameters, state.trained).step(state, totals, inputs)
+
+        return jax.vmap(one)(hyperparameters, states, totals)
+
+    @partial(jax.jit, static_argnums=0)
+    def evaluate(self, trained: Parameters, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+        """Return each candidate's losses, `[B, C]`, and probabilities, `[B, C, K]`."""
+        return jax.vmap(lambda one: self.steps.evaluate(one, inputs), out_axes=1)(trained)
+
+    def _of(self, hyperparameters: Hyperparameters, trained: Parameters) -> Steps:
+        """Return the programs of the candidate that has these numbers, which are traced."""
+        optimizer = make_optimizer(
+            self.optimizer,
+            learning_rate=hyperparameters.learning_rate,
+            weight_decay=hyperparameters.weight_decay,
+        )
+        return dataclasses.replace(
+            self.steps,
+            tx=train_only(optimizer, dict.fromkeys(trained, "trained")),
+            label_smoothing=hyperparameters.label_smoothing,  # pyright: ignore[reportArgumentType]
+        )
+
+
+def wins_side_by_side(
+    trained: Mapping[str, jax.ShapeDtypeStruct], count: int, mesh: jax.sharding.Mesh
+) -> bool:
+    """Tell whether `count` candidates of these trained parameters are faster side by side."""
+    if count < 2 or any(len(value.shape) > 2 for value in trained.values()):
+        return False  # perhaps a convolution's kernel: gradients of several at once are slower
+    parameters = sum(math.prod(value.shape) for value in trained.values())
+    if jax.default_backend() == "cpu":
+        return parameters <= _MOST_PARAMETERS_ON_CPU
+    size = _BYTES_OF_A_PARAMETER * count * parameters
+    return size <= MOST_OF_MEMORY * available_bytes(mesh)
+
+
+class Lane:
+    """The run of one of the candidates; to be entered while they are trained.
+
+    Attributes:
+        runs_on: Whether it is still trained.
+        failure: Why it cannot go on, or None.
+    """
+
+    def __init__(self, run: RunFolder, learning_rate: float) -> None:
+        """Save in `run`, which must be locked and new."""
+        self.runs_on = True
+        self.failure: TrainingDiverged | None = None
+        self._run, self._learning_rate = run, learning_rate
+        self._position = Position()
+        self._training = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Record in the run that it is trained."""
+        self._training.enter_context(self._run.training())
+        self._training.enter_context(closing(self._run.checkpoints))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Record how that ended."""
+        if self.failure is None:
+            self._training.__exit__(*error)
+            return
+        with suppress(TrainingDiverged), self._training:
+            raise self.failure
+
+    def end_epoch(
+        self,
+        state: TrainState,
+        totals: Totals,
+        losses: np.ndarray,
+        correct: np.ndarray,
+        limits: Limits,
+        *,
+        seconds: float,
+        training_seconds: float,
+    ) -> None:
+        """Save an epoch; it is the last where the candidate diverges or does not improve.
+
+        Args:
+            state: After the epoch.
+            totals: Of its steps.
+            losses: Of the validation examples, `[N]`.
+            correct: Whether they are classified right, `[N]`.
+            limits: When a training ends.
+            seconds: The candidate's share of the time of the epoch.
+            training_seconds: Its share of the time spent on training.
+        """
+        epoch = self._position.epoch
+        try:
+            metrics = metrics_of_epoch(
+                sums_of_epoch(totals, epoch, limits.on_nan, self._run),
+                losses,
+                correct,
+                self._run,
+                epoch=epoch,
+                step=int(state.step),
+                learning_rate=self._learning_rate,
+                seconds=seconds,
+                training_seconds=training_seconds,
+            )
+            self._position = self._position.after(metrics)
+            self._run.save_epoch(self._position, state)
+        except TrainingDiverged as error:
+            self.failure, self.runs_on = error, False
+            return
+        since = self._position.early_stopping.epochs_since
+        self.runs_on = not (limits.early_stop and since >= limits.early_stop)
+
+
+def fit_side_by_side(
+    stacked: StackedSteps,
+    hyperparameters: Hyperparameters,
+    trained: Parameters,
+    frozen: Parameters,
+    feed: Feed,
+    lanes: Sequence[Lane],
+    *,
+    mesh: jax.sharding.Mesh,
+    limits: Limits,
+    progress: Progress,
+) -> None:
+    """Train candidates to the last epoch or to early stopping, saving every epoch.
+
+    One that has ended is computed on, but no longer saved.
+
+    Raises:
+        TrainingError: If a frozen parameter changed.
+        TrainingInterrupted: When a signal asked for it; what is saved is the epochs before.
+        RunError: If a checkpoint cannot be written.
+    """
+    frozen_before = frozen_checksums(frozen)
+    states = replicate(mesh, stacked.start(hyperparameters, trained))
+    for epoch in range(1, limits.epochs + 1):
+        running = sum(lane.runs_on for lane in lanes)
+        if not running:
+            break
+        begun = time.perf_counter()
+        # Placed as the step returns them, or it compiles twice.
+        totals = replicate(mesh, jax.tree.map(partial(_repeat, len(lanes)), Totals.start()))
+        steps_before = (epoch - 1) * feed.batches_of(feed.examples)
+        for inputs in closing_at_end(feed.train(epoch, 0, steps_before)):
+            jax.block_until_ready(totals)  # bounds how many batches wait
+            states, totals = stacked.train(hyperparameters, states, totals, inputs)
+            progress.work_done(1)
+            _stop_if_asked(limits, epoch)
+        sums = jax.device_get(totals)
+        training_seconds = time.perf_counter() - begun
+        losses, probabilities = evaluate_batches(
+            partial(stacked.evaluate, states.trained), feed.validation()
+        )
+        _stop_if_asked(limits, epoch)
+        seconds = time.perf_counter() - begun
+        held = jax.device_get(states)
+        for i, lane in enumerate(lanes):
+            if lane.runs_on:
+                lane.end_epoch(
+                    _slice(held, i),
+                    _slice(sums, i),
+                    losses[:, i],
+                    probabilities[:, i].argmax(1) == feed.labels,
+                    limits,
+                    seconds=seconds / running,
+                    training_seconds=training_seconds / running,
+                )
+    check_frozen(frozen_before, frozen_checksums(frozen))
+
+
+def _stop_if_asked(limits: Limits, epoch: int) -> None:
+    number = limits.interruption.signal_number
+    if number is not None:
+        raise TrainingInterrupted(
+            f"Interrupted in epoch {epoch} of candidates side by side; the epochs before it are"
+            " saved.",
+            number,
+        )
+
+
+def _repeat(count: int, leaf: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(leaf, (count, *leaf.shape))
+
+
+def _slice(stacked: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], stacked)

@@ -1,0 +1,299 @@
+"""The trainings of a sweep: what its candidates have in common, and each brought to its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shlex
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vgg_jax.config import ResolvedConfig
+from vgg_jax.data.examples import DataSet
+from vgg_jax.errors import TrainingDiverged, TrainingInterrupted
+from vgg_jax.model.classifier import Parameters
+from vgg_jax.model.freezing import label_parameters, split_parameters
+from vgg_jax.plugin_choices import parse_choice
+from vgg_jax.progress import Progress
+from vgg_jax.training.epoch import Feed
+from vgg_jax.training.interruption import Interruption
+from vgg_jax.training.keeping import why_not_kept
+from vgg_jax.training.memory import naming_a_smaller_batch
+from vgg_jax.training.position import Position
+from vgg_jax.training.run_folder import RunFolder
+from vgg_jax.training.side_by_side import (
+    Hyperparameters,
+    Lane,
+    StackedSteps,
+    fit_side_by_side,
+    wins_side_by_side,
+)
+from vgg_jax.workflows.announce import announce_code
+from vgg_jax.workflows.backbone import OpenedBackbone, open_backbone
+from vgg_jax.workflows.candidate_progress import CandidateProgress
+from vgg_jax.workflows.candidates import Candidate
+from vgg_jax.workflows.feed import Source, open_feed, open_training_data, pooled
+from vgg_jax.workflows.load import build_functional
+from vgg_jax.workflows.resume import resume_training
+from vgg_jax.workflows.run import Run
+from vgg_jax.workflows.session import Session, chain_of, limits_of, warn_of_loss
+from vgg_jax.workflows.train import found_out
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a candidate.
+
+    Attributes:
+        candidate: What was trained.
+        run: Its run.
+        failure: Why its training could not go on, in a line; empty if it is complete.
+    """
+
+    candidate: Candidate
+    run: Run
+    failure: str = ""
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What makes a candidate the best: its best epoch's validation accuracy, then the loss."""
+        return self.run.best.rank[:2]
+
+    @property
+    def seconds(self) -> float:
+        """Spent on its epochs."""
+        return sum(metrics.seconds for metrics in self.run.history)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return {
+            "name": self.candidate.name,
+            "run": str(self.run.path),
+            "differs": dict(self.candidate.differs),
+            "best": dataclasses.asdict(self.run.best) if self.run.history else None,
+            "epochs": len(self.run.history),
+            "seconds": self.seconds,
+            "failure": self.failure or None,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What candidates have in common.
+
+    Attributes:
+        data: Their data.
+        opened: Their backbone.
+        source: What their features are computed with.
+        pools: Whether these are pooled; else each head pools for itself.
+        trained: The trained parameters of each head, abstract.
+    """
+
+    data: DataSet
+    opened: OpenedBackbone
+    source: Source
+    pools: bool
+    trained: Mapping[str, dict[str, jax.ShapeDtypeStruct]]
+
+    @classmethod
+    def open(cls, candidates: Sequence[Candidate], progress: Progress) -> Shared:
+        """Open data and backbone, and try each head, so that what is wrong is told at once."""
+        config = candidates[0].config  # they differ in nothing that features depend on
+        of_heads = {candidate.config.head: candidate.config for candidate in candidates}
+        announce_code(progress, "head", map(parse_choice, of_heads))
+        announce_code(progress, "augmentation", map(parse_choice, config.augment))
+        chain = chain_of(config)
+        data = open_training_data(config, progress)
+        opened = open_backbone(config.weights, progress)
+        classes = len(data.class_names)
+        trained = {
+            head: _trained(build_functional(opened, of_head, classes)[1], of_head)
+            for head, of_head in of_heads.items()
+        }
+        functional, parameters = build_functional(opened, config, classes)
+        source = Session.start(config, functional, parameters, chain, classes).source
+        pools = len(of_heads) == 1
+        if not pools:
+            functional = dataclasses.replace(functional, pools=False)
+            steps = dataclasses.replace(source.steps, functional=functional)
+            source = dataclasses.replace(source, steps=steps)
+        return cls(data, opened, source, pools, trained)
+
+    def session(self, config: ResolvedConfig, progress: Progress) -> Session:
+        """Return a session of a candidate, with the frozen parameters that all have in common."""
+        classes = len(self.data.class_names)
+        functional, parameters = build_functional(self.opened, config, classes, progress)
+        frozen = self.source.frozen
+        # Copied, because steps take over the memory of what they train, and some of it is the
+        # backbone's.
+        parameters = {
+            path: frozen[path] if path in frozen else jnp.copy(value)
+            for path, value in parameters.items()
+        }
+        return Session.start(config, functional, parameters, self.source.chain, classes)
+
+    def feed_of(self, feed: Feed, session: Session) -> Feed:
+        """Return the common feed as a candidate takes it."""
+        return feed if self.pools else pooled(feed, session.steps.pool)
+
+
+@dataclasses.dataclass
+class Work:
+    """The trainings of a sweep, of which `begun` are begun."""
+
+    path: Path
+    progress: Progress
+    interruption: Interruption | None
+    count: int
+    begun: int = 0
+
+    def resume(self, candidate: Candidate, *, allow_local_code: bool) -> Outcome:
+        """Go on with a candidate that was begun before; a complete one is taken as it is."""
+        run = RunFolder(self.path / candidate.name)
+        given = {**candidate.config.as_toml_values(), "run": str(run.path)}
+        progress = self._begin(candidate)
+        try:
+            with self._interruptible():
+                resume_training(
+                    given, progress, self.interruption, allow_local_code=allow_local_code
+                )
+        except TrainingDiverged as error:
+            return self._outcome(candidate, run, error)
+        return self._outcome(candidate, run)
+
+    def train(self, candidates: Sequence[Candidate], shared: Shared) -> list[Outcome]:
+        """Train new candidates: in turn, or side by side where that is faster."""
+        config, chain = shared.source.config, shared.source.chain
+        warn_of_loss(config, self.progress)
+        with open_feed(shared.source, shared.data, self.progress) as feed:
+            if why_not_kept(config, chain):
+                self.progress.note(
+                    "So each candidate that is trained in turn computes its own features."
+                )
+            outcomes: list[Outcome] = []
+            for group in _alike(candidates):
+                trained = shared.trained[group[0].config.head]
+                if wins_side_by_side(trained, len(group), shared.source.mesh):
+                    outcomes += self._train_side_by_side(group, shared, feed)
+                else:
+                    outcomes += [self._train(candidate, shared, feed) for candidate in group]
+            return outcomes
+
+    def _train(self, candidate: Candidate, shared: Shared, feed: Feed) -> Outcome:
+        run = RunFolder(self.path / candidate.name)
+        progress = self._begin(candidate)
+        with run.locked(progress.note):
+            config, record = found_out(candidate.config, shared.data, shared.opened)
+            run.create(config, record)
+            session = shared.session(config, progress)
+            try:
+                with self._interruptible():
+                    session.fit(
+                        nullcontext(shared.feed_of(feed, session)),
+                        run,
+                        Position(),
+                        progress,
+                        self.interruption,
+                    )
+            except TrainingDiverged as error:
+                return self._outcome(candidate, run, error)
+        return self._outcome(candidate, run)
+
+    def _train_side_by_side(
+        self, group: Sequence[Candidate], shared: Shared, feed: Feed
+    ) -> list[Outcome]:
+        config = group[0].config
+        session = shared.session(config, self.progress)
+        hyperparameters = Hyperparameters(
+            *(
+                jnp.asarray([getattr(candidate.config, name) for candidate in group], jnp.float32)
+                for name in Hyperparameters._fields
+            )
+        )
+        runs = [RunFolder(self.path / candidate.name) for candidate in group]
+        with ExitStack() as held:
+            held.callback(self.progress.close)
+            lanes: list[Lane] = []
+            for candidate, run in zip(group, runs, strict=True):
+                held.enter_context(run.locked(self.progress.note))
+                run.create(*found_out(candidate.config, shared.data, shared.opened))
+                lanes.append(held.enter_context(Lane(run, candidate.config.learning_rate)))
+            limits = limits_of(config, self.interruption)
+            what = f"{config.head}, {len(group)} candidates side by side"
+            steps = config.epochs * feed.batches_of(feed.examples)
+            self.progress.work_started(f"{what} ({self._next(len(group))})", steps, "steps")
+            listening = limits.interruption.listening() if self.interruption else nullcontext()
+            smaller = naming_a_smaller_batch(
+                feed.batch_size, lambda size: f"sweep with --batch-size {size}, or fewer values"
+            )
+            with listening, self._interruptible(), smaller:
+                fit_side_by_side(
+                    StackedSteps(session.steps, config.optimizer),
+                    hyperparameters,
+                    session.state.trained,
+                    session.frozen,
+                    shared.feed_of(feed, session),
+                    lanes,
+                    mesh=session.mesh,
+                    limits=limits,
+                    progress=self.progress,
+                )
+        return [
+            self._outcome(candidate, run, lane.failure)
+            for candidate, run, lane in zip(group, runs, lanes, strict=True)
+        ]
+
+    def _begin(self, candidate: Candidate) -> Progress:
+        return CandidateProgress(f"{candidate.name} ({self._next()})", self.progress)
+
+    def _next(self, count: int = 1) -> str:
+        """Say which of the candidates come next."""
+        first = self.begun + 1
+        self.begun += count
+        numbers = f"{first}" if count == 1 else f"{first} to {self.begun}"
+        return f"{numbers} of {self.count}"
+
+    def _outcome(
+        self, candidate: Candidate, run: RunFolder, error: TrainingDiverged | None = None
+    ) -> Outcome:
+        """Return what became of a candidate, and tell the user."""
+        failure = str(error).splitlines()[0] if error else ""
+        outcome = Outcome(candidate, Run(run.path, run.read_metrics()), failure)
+        if failure:
+            self.progress.warn(f"{candidate.name} failed: {failure}")
+            return outcome
+        best = outcome.run.best
+        self.progress.note(
+            f"{candidate.name}: best epoch {best.epoch} of {len(outcome.run.history)}, validation"
+            f" accuracy {best.validation_accuracy:.3f}, loss {best.validation_loss:.4f}"
+        )
+        return outcome
+
+    @contextmanager
+    def _interruptible(self) -> Generator[None]:
+        """Add to the message of an interruption how to go on with all candidates."""
+        try:
+            yield
+        except TrainingInterrupted as stop:
+            raise TrainingInterrupted(
+                f"{stop}\nGo on with the sweep: the same command with --run"
+                f" {shlex.quote(str(self.path))}",
+                stop.signal_number,
+            ) from stop
+
+
+def _trained(parameters: Parameters, config: ResolvedConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shapes and types of the trained parameters."""
+    trained, _ = split_parameters(parameters, label_parameters(parameters, config.train_from))
+    return jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), trained)
+
+
+def _alike(candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+    """Yield groups of neighbours that differ in numbers alone."""
+    keyed = itertools.groupby(candidates, lambda c: (c.config.head, c.config.optimizer))
+    return (list(group) for _, group in keyed)
