@@ -309,6 +309,8 @@ def test_auto_keeps_them_where_nothing_is_random_and_says_why_not(options, tmp_p
     assert "--views 4" in augmented
     mixed = notes_of(options, tmp_path / "mixed", augment=("mixup",))
     assert mixed == "Features are not kept: mixup mixes the pictures of each batch anew."
+    early = notes_of(options, tmp_path / "early", train_from="conv1_2")
+    assert early.startswith("Features are not kept: what comes before conv1_2 is computed faster")
     small = notes_of(options, tmp_path / "small", cache_size="1kB")
     assert small == "Features are kept in memory (15.4 kB)."
     no_memory(monkeypatch)
