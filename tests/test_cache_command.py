@@ -43,7 +43,9 @@ def cache(tmp_path, monkeypatch) -> Path:
     ):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(bytes(1000))
-    with closing(open_table(folder, boundary="conv5_1", weights="0123456789abcdef" * 2)) as table:
+    with closing(
+        open_table(folder, boundary="conv5_1", prefix="0123456789abcdef" * 2, x=1)
+    ) as table:
         table.append([bytes(15) + bytes([i]) for i in range(3)], np.zeros((3, 4), np.float32))
     return folder
 
@@ -56,7 +58,7 @@ def test_info(cache):
     shown = invoke("cache", "info")
     lines = [line.split() for line in shown.stdout.splitlines()]
     assert str(cache) in lines[0]
-    assert lines[2][:4] == ["features", "boundary=conv5_1", "weights=01234567", "3"]
+    assert lines[2][:4] == ["features", "boundary=conv5_1", "prefix=01234567", "3"]
     assert lines[2][-1] == "now"
     assert [" ".join(words[:2]) for words in lines[3:]] == [
         "compiled programs",
@@ -70,7 +72,7 @@ def test_info(cache):
     (table,) = result["tables"]
     assert table["rows"] == 3
     assert table["bytes"] == size_of(Path(table["path"]))
-    assert table["settings"] == {"boundary": "conv5_1", "weights": "0123456789abcdef" * 2}
+    assert table["settings"] == {"boundary": "conv5_1", "prefix": "0123456789abcdef" * 2, "x": 1}
     assert {one["what"]: one["bytes"] for one in result["files"]} == {
         "compiled programs": 1000,
         "downloaded weights": 1000,

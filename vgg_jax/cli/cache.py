@@ -102,9 +102,9 @@ def _row(cached: CachedTable) -> list[str]:
 
 
 def _brief_settings(settings: dict[str, Any]) -> str:
-    """Return the settings that fit a line, digests shortened; lists and the like are left out."""
+    """Return what tells tables apart most often; `--json` has all."""
     return " ".join(
-        f"{name}={_DIGEST.sub(lambda digest: digest[0][:8], str(value))}"
-        for name, value in sorted(settings.items())
-        if isinstance(value, str | int | float)
+        f"{name}={_DIGEST.sub(lambda digest: digest[0][:8], str(settings[name]))}"
+        for name in ("boundary", "image_size", "features_dtype", "prefix", "seed", "view")
+        if name in settings
     )
