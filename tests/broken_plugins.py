@@ -249,14 +249,16 @@ HEADS: dict[str, tuple[str, str, str]] = {
         "float32 (4, 1)",
     ),
     "does not use its pool": (
-        head("return self.logits(x)", "self.pool = lambda features: features.max((1, 2))"),
+        head(
+            "return self.logits(x)", "type(self).pool = lambda self, features: features.max((1, 2))"
+        ),
         "pools-first",
         "failed on features (4, 64)",
     ),
     "uses features beside its pool": (
         head(
             "return self.logits(self.pool(features)[:, 0, 0]) + x[:, :1]",
-            "self.pool = lambda features: features.max((1, 2), keepdims=True)",
+            "type(self).pool = lambda self, features: features.max((1, 2), keepdims=True)",
         ),
         "pools-first",
         "its logits are others",
@@ -291,7 +293,7 @@ HEADS: dict[str, tuple[str, str, str]] = {
 SOUND_HEADS: dict[str, str] = {
     "a pool of its own": head(
         "return self.logits(self.pool(features)[:, 0, 0])",
-        "self.pool = lambda features: features.max((1, 2), keepdims=True)",
+        "type(self).pool = lambda self, features: features.max((1, 2), keepdims=True)",
     ),
     "zeros to begin with": head(
         "return self.logits(x)",

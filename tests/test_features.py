@@ -45,9 +45,9 @@ def read(monkeypatch) -> list[int]:
     counts: list[int] = []
     original = feed.read_batches
 
-    def counting(config, chain, examples, order, view, devices):
+    def counting(config, chain, examples, order, view, devices, batch_size=None):
         counts.append(len(examples) if order is None else len(order))
-        return original(config, chain, examples, order, view, devices)
+        return original(config, chain, examples, order, view, devices, batch_size)
 
     monkeypatch.setattr(feed, "read_batches", counting)
     return counts
@@ -172,6 +172,47 @@ def test_features_go_by_all_that_they_depend_on_and_by_nothing_else(options, tmp
     assert there(given, tmp_path / "versions") == 0
 
 
+def test_batches_too_small_for_the_same_bits_have_features_of_their_own(options, tmp_path):
+    given = {**options, "epochs": 1}
+    train(**given, run=str(tmp_path / "first"))
+    for batch_size in (1, 2):
+        small = {**given, "batch_size": batch_size}
+        assert there(small, tmp_path / f"none{batch_size}") == 0
+        train(**small, verify_features=9, run=str(tmp_path / f"kept{batch_size}"))
+        train(**small, features="off", run=str(tmp_path / f"off{batch_size}"))
+        same_run(tmp_path / f"off{batch_size}", tmp_path / f"kept{batch_size}")
+
+
+def test_an_augmentation_that_is_edited_is_computed_anew(options, tmp_path, monkeypatch, installed):
+    package = tmp_path / "my_views"
+    package.mkdir()
+    (package / "__init__.py").write_text("from my_views.fade import Fade\n")
+    fade = package / "fade.py"
+    code = "from vgg_jax.augment.pixel import Brightness\n\nclass Fade(Brightness): pass\n"
+    fade.write_text(code)
+    installed("my-views", "0.1", {"fade": "my_views:Fade"}, group="vgg_jax.augmentations")
+    given = {**options, "epochs": 1, "augment": ("fade",), "views": 1}
+    assert there(given, tmp_path / "none") == 0
+    train(**given, run=str(tmp_path / "first"))
+    assert there(given, tmp_path / "same") == 30
+    fade.write_text(f"{code}# edited\n")
+    assert there(given, tmp_path / "edited") == 9
+
+
+def test_where_there_is_no_room_what_other_data_left_goes_first(options, photos, tmp_path, cache):
+    given = {**options, "epochs": 1, "cache_size": "25kB"}
+    train(**given, run=str(tmp_path / "first"))
+    other = tmp_path / "other"
+    shutil.copytree(photos, other)
+    for i, picture in enumerate(sorted(other.rglob("*.png"))):
+        Image.new("RGB", (40, 36), (i, 0, 0)).save(picture)
+    progress = Recorder()
+    train(**{**given, "data": str(other)}, run=str(tmp_path / "second"), progress=progress)
+    assert progress.warnings == []
+    assert there({**given, "data": str(other)}, tmp_path / "all") == 30
+    assert there(given, tmp_path / "gone") < 30
+
+
 def test_features_of_views_go_by_the_augmentation_too(options, tmp_path):
     given = {**options, "epochs": 1, "augment": ("brightness", "rotation"), "views": 2}
     train(**given, run=str(tmp_path / "first"))
@@ -217,7 +258,7 @@ def test_damaged_features_are_computed_anew_and_told(
     train(**options, run=str(tmp_path / "second"), progress=progress)
     assert [count for count in read if count] == [1]
     assert [w for w in progress.warnings if "damaged" in w] == [
-        "1 kept features were damaged on disk, and were computed anew."
+        "Kept features were damaged on disk, in 1 places: what was lost is computed anew."
     ]
     same_run(tmp_path / "off", tmp_path / "second")
     read.clear()
@@ -312,7 +353,8 @@ def test_auto_keeps_them_where_nothing_is_random_and_says_why_not(options, tmp_p
     early = notes_of(options, tmp_path / "early", train_from="conv1_2")
     assert early.startswith("Features are not kept: what comes before conv1_2 is computed faster")
     small = notes_of(options, tmp_path / "small", cache_size="1kB")
-    assert small == "Features are kept in memory (15.4 kB)."
+    why = "not on disk: 15.4 kB are more than --cache-size 1kB."
+    assert small == f"Features are kept in memory (15.4 kB), {why}"
     no_memory(monkeypatch)
     none = notes_of(options, tmp_path / "none", cache_size="1kB")
     assert none.startswith("Features are not kept: 15.4 kB are more than --cache-size 1kB, and")

@@ -40,7 +40,9 @@ class Shard:
     """A complete shard.
 
     Attributes:
+        folder: Where it is.
         ids: Of its rows, in order.
+        written: When it was written, in seconds since 1970.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, ...], dtype: DType) -> None:
@@ -50,12 +52,14 @@ class Shard:
             DamagedShardError: If it is not what a `ShardWriter` wrote.
             OSError: If it cannot be read.
         """
+        self.folder = folder
         self._path = folder / ROWS_FILE
         self._row_bytes = row_bytes(shape, dtype)
         try:
             index = (folder / INDEX_FILE).read_bytes()
             with self._path.open("rb") as file:
                 header = file.read(_HEADER_BYTES)
+                self.written = os.fstat(file.fileno()).st_mtime
         except FileNotFoundError as error:
             raise DamagedShardError(f"{error.filename} is missing") from error
         count, rest = divmod(len(index) - _HEADER_BYTES, INDEX_DTYPE.itemsize)

@@ -82,6 +82,7 @@ class ArrayTable:
         self.folder = root / digest_of(description)
         self._places: dict[bytes, tuple[Shard, int]] = {}
         self._places_lock = threading.Lock()
+        self._wanted: set[Shard] = set()
         self._writer: ShardWriter | None = None
         self._writer_lock = threading.Lock()
         self._other_bytes = 0  # under `root`, beside what the writer has written
@@ -103,7 +104,8 @@ class ArrayTable:
         folder = root / digest_of(_description(settings, shape, np.dtype(dtype)))
         return cls(root, settings, shape, dtype) if folder.is_dir() else None
 
-    def _open_shard(self, folder: Path) -> None:
+    def _open_shard(self, folder: Path) -> Shard | None:
+        """Let the rows of a shard be read; returns None, and removes it, if it is damaged."""
         try:
             shard = Shard(folder, self.shape, self._stored)
         except DamagedShardError:
@@ -116,10 +118,18 @@ class ArrayTable:
             # A row that was damaged and is written anew is in two shards: the later one counts.
             with self._places_lock:
                 self._places.update((id, (shard, number)) for number, id in enumerate(shard.ids))
+            return shard
+        return None
 
     def __contains__(self, id: bytes) -> bool:
-        """Tell whether the row of that id can be read."""
-        return id in self._places
+        """Tell whether the row of that id can be read.
+
+        Where there is no room for more rows, shards of which none was asked for leave first.
+        """
+        place = self._places.get(id)
+        if place is not None:
+            self._wanted.add(place[0])
+        return place is not None
 
     def __len__(self) -> int:
         """Return how many rows can be read."""
@@ -228,19 +238,41 @@ class ArrayTable:
         make_room(self._root, limit_bytes - own_bytes + written, keep=self.folder)
         self._other_bytes = size_of(self._root) - written
         if self._other_bytes + own_bytes > limit_bytes:
+            self._drop_unwanted(self._other_bytes + own_bytes - limit_bytes)
+            self._other_bytes = size_of(self._root) - written
+        if self._other_bytes + own_bytes > limit_bytes:
             self._complete_shard()
             raise CacheError(
                 f"{self._root} may take {format_bytes(limit_bytes)}, and"
                 f" {format_bytes(size_of(self._root))} are taken by what is in use: no further row"
                 f" of {format_bytes(self._row_bytes)} fits.\n"
-                "Give a larger --cache-size, or end other trainings and run `vgg-jax cache clear`."
+                "Give a larger --cache-size, or run `vgg-jax cache clear`, which spares what is"
+                " in use."
             )
+
+    def _drop_unwanted(self, count: int) -> None:
+        """Remove shards with `count` bytes in all, if there are so many, the oldest first.
+
+        They are this table's, of other pictures; who reads them elsewhere computes them anew.
+        """
+        with self._places_lock:
+            shards = {shard for shard, _ in self._places.values()} - self._wanted
+            for shard in sorted(shards, key=lambda shard: shard.written):
+                if count <= 0:
+                    break
+                count -= size_of(shard.folder)
+                gone = [id for id, (place, _) in self._places.items() if place is shard]
+                for id in gone:
+                    del self._places[id]
+                shutil.rmtree(shard.folder, ignore_errors=True)
 
     def _complete_shard(self) -> None:
         if self._writer is None:
             return
         if len(self._writer):
-            self._open_shard(self._writer.complete())
+            shard = self._open_shard(self._writer.complete())
+            if shard is not None:
+                self._wanted.add(shard)
         else:
             self._writer.discard()
         self._writer = None

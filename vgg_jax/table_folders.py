@@ -151,7 +151,7 @@ def _remove_what_is_partial(file: int, folder: Path) -> None:
 def is_held(folder: Path) -> bool:
     """Tell whether a process has the table open."""
     try:
-        file = os.open(folder / USED_FILE, os.O_RDWR)
+        file = os.open(folder / USED_FILE, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

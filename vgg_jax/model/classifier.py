@@ -45,8 +45,11 @@ class Classifier(nnx.Module):
 
     @property
     def pools(self) -> bool:
-        """Whether `pool` does anything: the boundary is the head, and the head can pool."""
-        return self.boundary == HEAD and callable(getattr(self.head, "pool", None))
+        """Whether `pool` does anything: the boundary is the head, which has a method of that name.
+
+        Not an attribute, which may be a module with parameters.
+        """
+        return self.boundary == HEAD and callable(getattr(type(self.head), "pool", None))
 
     def pool(self, features: jax.Array) -> jax.Array:
         """Map the features at the boundary to what `suffix` takes, by no parameters.

@@ -6,8 +6,13 @@ A table on disk goes by what all its rows have in common, a row by the picture t
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
 import re
+import sys
+from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,15 +22,29 @@ from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import Examples
 from vgg_jax.data.pipeline import usable_processors
 from vgg_jax.model.classifier import Parameters
+from vgg_jax.plugin_choices import parse_choice
+from vgg_jax.plugins import OWN_PACKAGE, find_plugin
 from vgg_jax.training.run_plugins import record_plugins
 from vgg_jax.training.steps import Steps
-from vgg_jax.weights.checksums import array_sha256, json_sha256
+from vgg_jax.weights.checksums import array_sha256, file_sha256, json_sha256
 
-_FORMAT = 1  # to be raised when the network, or the preparation of pictures, computes otherwise
+_FORMAT = 2  # to be raised when the network, or the preparation of pictures, computes otherwise
+_PACKAGES = ("vgg-jax", "pillow", "numpy", "jax", "jaxlib")
+_JAX_OPTIONS = (
+    *("jax_default_matmul_precision", "jax_default_prng_impl", "jax_enable_x64"),
+    "jax_threefry_partitionable",
+)
+# From so many rows on, XLA's convolutions on a CPU give a row the same bits in every batch.
+_ROWS_ALIKE = 4
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def settings_of(
-    config: ResolvedConfig, steps: Steps, frozen: Parameters, view: int | None
+    config: ResolvedConfig,
+    steps: Steps,
+    frozen: Parameters,
+    view: int | None,
+    rows: int,
 ) -> dict[str, Any]:
     """Return what features depend on beside the picture, as JSON can hold it.
 
@@ -35,30 +54,29 @@ def settings_of(
         frozen: The parameters of the prefix.
         view: Number of the view that augmentations make of each picture; None for the pictures as
             they are.
+        rows: Of a batch on one device.
     """
-    bound = steps.functional.bind({}).backbone
-    device = jax.devices()[0]
+    backbone = steps.functional.bind({}).backbone
     settings: dict[str, Any] = {
         "format": _FORMAT,
         "boundary": config.train_from,
         "prefix": json_sha256({path: array_sha256(np.asarray(v)) for path, v in frozen.items()}),
-        "mean": bound.mean,
-        "scale": bound.scale,
+        "mean": backbone.mean,
+        "scale": backbone.scale,
         "image_size": config.image_size,
         "interpolation": config.interpolation,
         "features_dtype": config.features_dtype,
-        # Other versions decode or compute other bits, as do other processors and numbers of them.
-        "versions": {name: metadata.version(name) for name in ("vgg-jax", "pillow", "jaxlib")},
-        "device": f"{device.platform} {device.device_kind}",
+        # What else may compute other bits.
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "options": {name: str(jax.config.values[name]) for name in _JAX_OPTIONS},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "device": _device(),
         "processors": usable_processors(),
+        "rows": min(rows, _ROWS_ALIKE),
     }
     if view is not None:
         settings |= {
-            "augment": [
-                _augmentation(record)
-                for record in record_plugins(config)
-                if record["kind"] == "augmentation"
-            ],
+            "augment": [*_augmentations(config)],
             "fill": config.fill,
             "fill_value": config.fill_value,
             "seed": config.seed,
@@ -79,21 +97,55 @@ def row_names(examples: Examples, *, augmented: bool) -> np.ndarray:
     return np.frombuffer(b"".join(names), np.uint8).reshape(-1, 16)
 
 
-def _augmentation(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what a plugin computes with; a file goes by its content, wherever it is."""
-    if "sha256" in record:
-        return {name: record[name] for name in ("name", "sha256", "options") if name in record}
-    return record | {"needs": _versions_needed(record["package"])}
+def _device() -> str:
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    try:
+        found = re.search(r"model name\s*: (.*)", _CPUINFO.read_text(encoding="utf-8"))
+    except OSError:  # not on this system
+        found = None
+    return f"{platform.machine()} {found[1] if found else platform.processor()}"
+
+
+def _augmentations(config: ResolvedConfig) -> Iterator[dict[str, Any]]:
+    """Yield what each augmentation computes with: its options, and its code."""
+    records = [r for r in record_plugins(config) if r["kind"] == "augmentation"]
+    for record, text in zip(records, config.augment, strict=True):
+        if "sha256" in record:  # a file goes by its content, wherever it is
+            yield {name: record[name] for name in record.keys() - {"package", "file"}}
+        elif record["package"] == OWN_PACKAGE:
+            yield record
+        else:
+            factory = find_plugin("augmentation", parse_choice(text).ref).load()
+            yield record | {
+                "code": _code_of(factory.__module__),
+                "needs": _versions_needed(record["package"]),
+            }
+
+
+def _code_of(module: str) -> dict[str, str]:
+    """Return the checksums of a module's files, of its whole package where it is in one.
+
+    Somebody who writes a package changes it without changing its version.
+    """
+    found = sys.modules[module]
+    file = getattr(found, "__file__", None)
+    if file is None:
+        return {}
+    files = [*Path(file).parent.rglob("*.py")] if found.__package__ else [Path(file)]
+    return {str(path.relative_to(Path(file).parent)): file_sha256(path) for path in files}
 
 
 def _versions_needed(package: str) -> dict[str, str]:
-    """Return the versions of what a package says that it needs, as far as that is installed."""
+    """Return the versions of what a package says that it needs."""
     found: dict[str, str] = {}
     for requirement in metadata.requires(package) or ():
         match = re.match(r"[\w.-]+", requirement)
-        name = match[0] if match else requirement
+        if match is None or "extra ==" in requirement:
+            continue
         try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # one of an extra
+            found[match[0]] = metadata.version(match[0])
+        except metadata.PackageNotFoundError:  # not needed on this system
             continue
     return found

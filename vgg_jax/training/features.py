@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Any, Protocol, cast
@@ -134,8 +135,11 @@ class Features:
                 if (found := rows.get(piece, self.rows)) is not None:
                     anew = np.asarray(self.pool(features), np.float32)[: len(piece)]
                     kept = np.asarray(found, np.float32)[: len(piece)]
-                    difference = np.abs(anew - kept).max() / np.abs(anew).max()
-                    largest = max(largest, float(difference))
+                    if not np.array_equal(anew, kept, equal_nan=True):
+                        difference = float(np.abs(anew - kept).max() / np.abs(anew).max())
+                        largest = max(
+                            largest, difference if math.isfinite(difference) else math.inf
+                        )
         return largest
 
     def _inputs(self, positions: np.ndarray, features: jax.Array) -> Inputs:

@@ -61,7 +61,7 @@ def why_not_kept(config: ResolvedConfig, chain: Chain) -> str | None:
     if config.augment and not config.views:
         return (
             f"{names} changes the pictures anew in each epoch. --views 4 would keep 4 views of each"
-            " picture: then epochs cost several times less from the fifth on"
+            " picture, and epochs after the first 4 would cost several times less"
         )
     return None
 
@@ -76,16 +76,28 @@ class Keeper:
         frozen: Parameters,
         splits: Splits,
         mesh: jax.sharding.Mesh,
+        rows: int,
         memory: Memory,
         progress: Progress,
     ) -> None:
         """Decide where to keep the features of splits, each in some views, and tell the user.
+
+        Args:
+            config: Options of the training.
+            steps: Its programs.
+            frozen: The parameters of its prefix.
+            splits: What to keep.
+            mesh: Its devices.
+            rows: Of the batches in which features are computed.
+            memory: Where there is room.
+            progress: Told of what was decided, and of what goes wrong.
 
         Raises:
             ConfigError: If there is no room for what was asked for.
         """
         self._config, self._steps, self._frozen = config, steps, frozen
         self._splits, self._mesh, self._progress = splits, mesh, progress
+        self._rows_per_device = rows // mesh.size
         side = config.image_size
         pictures = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
         self._features = jax.eval_shape(steps.features, frozen, pictures)
@@ -146,8 +158,8 @@ class Keeper:
         damaged = sum(table.damaged for table in self._tables.values())
         if damaged > self._damaged:
             self._progress.warn(
-                f"{damaged - self._damaged} kept features were damaged on disk, and were computed"
-                " anew."
+                f"Kept features were damaged on disk, in {damaged - self._damaged} places: what was"
+                " lost is computed anew."
             )
             self._damaged = damaged
 
@@ -189,7 +201,9 @@ class Keeper:
         if wanted != "memory":
             no_disk = self._open_tables(count)
         if wanted == "disk" and no_disk:
-            raise ConfigError(f"--features disk: {no_disk}.")
+            raise ConfigError(
+                f"--features disk: {no_disk}. Make room, or use --features memory or off."
+            )
         if wanted == "memory" and no_memory:
             raise ConfigError(f"--features memory: {no_memory}. Use --features disk or off.")
         if no_disk and no_memory:
@@ -197,11 +211,12 @@ class Keeper:
             return
         if self._place:
             memory.take(self._place, in_memory)
-        self._progress.note(self._described(count, in_memory))
+        self._progress.note(self._described(count, in_memory, no_disk))
 
-    def _described(self, count: int, in_memory: int) -> str:
+    def _described(self, count: int, in_memory: int, no_disk: str) -> str:
         if not self._tables:
-            return f"Features are kept in memory ({format_bytes(in_memory)})."
+            why = f", not on disk: {no_disk}" if no_disk else ""
+            return f"Features are kept in memory ({format_bytes(in_memory)}){why}."
         where = "on disk and in memory" if self._place else "on disk"
         size = format_bytes(count * _bytes_of(self._features))
         return f"Features are kept {where} ({size}): {self._stored:,} of {count:,} are there."
@@ -236,7 +251,9 @@ class Keeper:
 
     def _open_table(self, root: Path, view: View, limit: int) -> ArrayTable:
         if view not in self._tables:
-            settings = settings_of(self._config, self._steps, self._frozen, view)
+            settings = settings_of(
+                self._config, self._steps, self._frozen, view, self._rows_per_device
+            )
             shape, dtype = self._features.shape[1:], self._features.dtype
             self._tables[view] = ArrayTable(root, settings, shape, dtype, limit_bytes=limit)
         return self._tables[view]

@@ -30,7 +30,10 @@ def available_bytes(mesh: jax.sharding.Mesh | None = None) -> int:
     available = int(found[1]) * 1024 if found else 0
     limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
     if limit.isdigit() and used.isdigit():  # "max" is none
-        available = min(available, max(int(limit) - int(used), 0))
+        # Of what is used, files that were read give way.
+        files = re.search(r"^inactive_file (\d+)", _read(_CGROUP / "memory.stat"), re.MULTILINE)
+        kept = int(used) - (int(files[1]) if files else 0)
+        available = min(available, max(int(limit) - kept, 0))
     return available
 
 

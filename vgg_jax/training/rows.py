@@ -85,7 +85,7 @@ class HostRows:
     ) -> None:
         """Make room for `count` rows."""
         self._mesh = mesh
-        self._rows = np.empty((count, *shape), dtype)
+        self._rows = np.zeros((count, *shape), dtype)  # padding may show what is not there yet
         self._there = np.zeros(count, bool)
 
     def has(self, positions: np.ndarray) -> np.ndarray:

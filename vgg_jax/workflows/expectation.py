@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import closing
 
 import jax
 
@@ -11,6 +12,7 @@ from vgg_jax.array_store import ArrayTable
 from vgg_jax.cache import cache_folder
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet, Split
+from vgg_jax.errors import CacheError
 from vgg_jax.options import parse_size
 from vgg_jax.progress import format_bytes
 from vgg_jax.table_folders import FEATURES
@@ -18,7 +20,7 @@ from vgg_jax.training.feature_names import row_names, settings_of
 from vgg_jax.training.keeping import View, why_not_kept
 from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows
-from vgg_jax.workflows.feed import batch_size_of
+from vgg_jax.workflows.feed import batch_size_of, padded_rows
 from vgg_jax.workflows.programs import Programs
 from vgg_jax.workflows.session import Session
 from vgg_jax.workflows.timing import Timing
@@ -95,16 +97,19 @@ def expected_features(
 
 def _stored(session: Session, data: DataSet, programs: Programs, split: Split, view: View) -> int:
     """Return how many pictures of a split have their features on disk."""
-    settings = settings_of(session.config, session.steps, session.frozen, view)
+    config, mesh = session.config, session.mesh
+    rows = padded_rows(batch_size_of(config, data.splits["train"]), mesh.size) // mesh.size
+    settings = settings_of(config, session.steps, session.frozen, view, rows)
     shape, dtype = programs.features.shape, programs.features.dtype
-    table = ArrayTable.open_existing(cache_folder() / FEATURES, settings, shape, dtype)
+    try:
+        table = ArrayTable.open_existing(cache_folder() / FEATURES, settings, shape, dtype)
+    except CacheError:  # a training would go on without, too
+        return 0
     if table is None:
         return 0
-    try:
+    with closing(table):
         names = row_names(data.splits[split], augmented=view is not None)
         return sum(name.tobytes() in table for name in names)
-    finally:
-        table.close()
 
 
 def _bytes_of(array: jax.ShapeDtypeStruct) -> int:
@@ -129,8 +134,9 @@ def expected_epochs(
 ) -> Epochs:
     """Foresee how long the epochs will take."""
     train, validation = data.splits["train"], data.splits["validation"]
-    steps = math.ceil(len(train) / batch_size_of(config, train))
-    evaluations = math.ceil(len(validation) / batch_size_of(config, validation))
+    batch_size = batch_size_of(config, train)
+    steps = math.ceil(len(train) / batch_size)
+    evaluations = math.ceil(len(validation) / batch_size)
 
     def decoding(pictures: int, computing: float) -> float:
         seconds = pictures * timing.decode

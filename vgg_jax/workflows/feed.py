@@ -72,15 +72,13 @@ class Source:
     frozen: Parameters
     mesh: jax.sharding.Mesh
 
-    def features(self, examples: Examples, *, augmented: bool) -> Features:
+    def features(self, examples: Examples, *, augmented: bool, batch_size: int) -> Features:
         """Return the features of a split, kept nowhere."""
-        chain, batch_size = (
-            self.chain if augmented else Chain(),
-            batch_size_of(self.config, examples),
-        )
+        config, devices = self.config, self.mesh.size
+        chain = self.chain if augmented else Chain()
 
         def read(order: np.ndarray, view: int) -> Iterator[Batch]:
-            return read_batches(self.config, chain, examples, order, view, self.mesh.size)
+            return read_batches(config, chain, examples, order, view, devices, batch_size)
 
         def compute(batch: Batch, view: int) -> jax.Array:
             images = put_batch(self.mesh, batch.images)
@@ -92,7 +90,7 @@ class Source:
         return Features(
             labels=examples.labels,
             batch_size=batch_size,
-            rows=_padded(batch_size, self.mesh.size),
+            rows=padded_rows(batch_size, devices),
             read=read,
             put=partial(put_batch, self.mesh),
             compute=compute,
@@ -107,6 +105,8 @@ def open_feed(source: Source, data: DataSet, progress: Progress) -> Generator[Fe
     memory = Memory(config, source.mesh)
     if why_not := why_not_kept(config, source.chain):
         progress.note(f"Features are not kept: {why_not}.")
+        if config.verify_features:
+            progress.warn(f"--verify-features {config.verify_features} finds nothing to verify.")
         yield make_feed(source, data, memory, None)
         return
     views = range(1, config.views + 1) if config.augment else (None,)
@@ -114,7 +114,10 @@ def open_feed(source: Source, data: DataSet, progress: Progress) -> Generator[Fe
         "train": (data.splits["train"], tuple(views)),
         "validation": (data.splits["validation"], (None,)),
     }
-    keeper = Keeper(config, source.steps, source.frozen, splits, source.mesh, memory, progress)
+    rows = padded_rows(batch_size_of(config, data.splits["train"]), source.mesh.size)
+    keeper = Keeper(
+        config, source.steps, source.frozen, splits, source.mesh, rows, memory, progress
+    )
     try:
         yield make_feed(source, data, memory, keeper)
     finally:
@@ -125,9 +128,11 @@ def make_feed(source: Source, data: DataSet, memory: Memory, keeper: Keeper | No
     """Return what gives a training its batches, with `keeper` from where features are kept."""
     config, chain = source.config, source.chain
     train, validation = data.splits["train"], data.splits["validation"]
+    batch_size = batch_size_of(config, train)
     features = {
-        "train": source.features(train, augmented=True),
-        "validation": source.features(validation, augmented=False),
+        # In batches of one size, or the prefix compiles twice.
+        "train": source.features(train, augmented=True, batch_size=batch_size),
+        "validation": source.features(validation, augmented=False, batch_size=batch_size),
     }
     for split, found in features.items():
         augmented = split == "train" and bool(config.augment)
@@ -148,7 +153,7 @@ def make_feed(source: Source, data: DataSet, memory: Memory, keeper: Keeper | No
         validation=lambda: features["validation"].batches(np.arange(len(validation)), 1),
         labels=validation.labels,
         examples=len(train),
-        batch_size=features["train"].batch_size,
+        batch_size=batch_size,
     )
 
 
@@ -209,6 +214,7 @@ def read_batches(
     order: np.ndarray | None,
     view: int,
     devices: int,
+    batch_size: int | None = None,
 ) -> Iterator[Batch]:
     """Return batches of pictures, padded to a multiple of the devices.
 
@@ -219,17 +225,19 @@ def read_batches(
         order: Positions to read; all, from first to last, if None.
         view: Number of the view, for a training without a fixed number of them the epoch.
         devices: Number of devices.
+        batch_size: Pictures in a batch; if None, the configured number, or all there are.
     """
+    batch_size = batch_size or batch_size_of(config, examples)
     return batches(
         examples,
-        batch_size=batch_size_of(config, examples),
+        batch_size=batch_size,
         image_size=config.image_size,
         interpolation=config.interpolation,
         order=order,
         host=chain.host,
         host_seed=(config.seed, view),
         threads=config.reader_threads,
-        pad_to=_padded(batch_size_of(config, examples), devices),
+        pad_to=padded_rows(batch_size, devices),
     )
 
 
@@ -238,5 +246,6 @@ def batch_size_of(config: ResolvedConfig, examples: Examples) -> int:
     return min(config.batch_size, len(examples))
 
 
-def _padded(rows: int, devices: int) -> int:
+def padded_rows(rows: int, devices: int) -> int:
+    """Return the rows of a batch that is spread over devices: a multiple of their number."""
     return -(-rows // devices) * devices

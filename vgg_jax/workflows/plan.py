@@ -27,7 +27,7 @@ from vgg_jax.workflows.expectation import (
     expected_features,
     largest_batch,
 )
-from vgg_jax.workflows.feed import batch_size_of
+from vgg_jax.workflows.feed import batch_size_of, padded_rows
 from vgg_jax.workflows.load import build_functional
 from vgg_jax.workflows.programs import Program, compile_programs
 from vgg_jax.workflows.session import Session, chain_of
@@ -127,9 +127,9 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     batch_size = batch_size_of(resolved, data.splits["train"])
     progress.note(f"Compiling for batches of {batch_size}.")
     begun = time.perf_counter()
-    programs = compile_programs(session, batch_size)
+    programs = compile_programs(session, padded_rows(batch_size, session.mesh.size))
     compile_seconds = time.perf_counter() - begun
-    twice = compile_programs(session, 2 * batch_size)
+    twice = compile_programs(session, padded_rows(2 * batch_size, session.mesh.size))
     memory = Memory(resolved, session.mesh)
     features = expected_features(session, data, programs, memory)
     needed = {batch_size: programs.memory_bytes, 2 * batch_size: twice.memory_bytes}

@@ -77,9 +77,10 @@ def measure(session: Session, data: DataSet) -> Timing:
 def _decoded(source: Source, data: DataSet, split: Split) -> tuple[Features, list[Batch], float]:
     """Return the first batches of a split's first epoch, decoded, and the seconds of a picture."""
     examples, config = data.splits[split], source.config
-    count = _BATCHES * batch_size_of(config, examples)
+    batch_size = batch_size_of(config, data.splits["train"])  # of all splits
+    count = _BATCHES * batch_size
     few = examples.select(epoch_order(len(examples), config.seed, 1)[:count])
-    features = source.features(few, augmented=split == "train")
+    features = source.features(few, augmented=split == "train", batch_size=batch_size)
     begun = time.perf_counter()
     batches = [*features.read(np.arange(len(few)), 1)]
     return features, batches, (time.perf_counter() - begun) / len(few)
