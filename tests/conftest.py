@@ -15,6 +15,7 @@ from weight_files import write_published_h5
 
 from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.demo.pictures import PATTERNS, draw
+from vgg_jax.workflows import feed
 from vgg_jax.workflows.convert import convert_weights
 from vgg_jax.workflows.train import Run, train
 
@@ -86,6 +87,20 @@ def options(photos, weights) -> dict[str, object]:
 def run(options, tmp_path_factory) -> Run:
     """A trained run, not to be changed."""
     return train(**options, run=str(tmp_path_factory.mktemp("runs") / "photos"))
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[int]:
+    """The numbers of pictures that were read to be sent through the network, one for each pass."""
+    counts: list[int] = []
+    original = feed.read_batches
+
+    def counting(config, chain, examples, order, *others):
+        counts.append(len(examples) if order is None else len(order))
+        return original(config, chain, examples, order, *others)
+
+    monkeypatch.setattr(feed, "read_batches", counting)
+    return counts
 
 
 @pytest.fixture

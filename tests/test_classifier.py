@@ -120,3 +120,19 @@ def test_a_head_that_breaks_the_contract_is_refused(backbone, installed, factory
         build_classifier(
             backbone, PluginChoice("odd"), num_classes=3, image_size=32, boundary="head", seed=0
         )
+
+
+def test_a_pool_with_parameters_is_a_part_of_the_head_like_others(backbone, images):
+    class Pooling(nnx.Module):
+        def __init__(self, rngs):
+            self.pool = nnx.Linear(32, 3, rngs=rngs)
+
+        def __call__(self, features):
+            return self.pool(features.mean((1, 2)))
+
+    classifier = Classifier(backbone, Pooling(nnx.Rngs(0)), "head")
+    functional, parameters = make_functional(classifier)
+    assert not functional.pools
+    bound = functional.bind(parameters)
+    features = bound.pool(bound.prefix(images))
+    np.testing.assert_array_equal(bound.suffix(features), classifier(images))

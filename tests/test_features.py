@@ -20,7 +20,7 @@ from vgg_jax.table_folders import tables
 from vgg_jax.training import room
 from vgg_jax.training.rows import DiskRows
 from vgg_jax.training.steps import Steps
-from vgg_jax.workflows import feed, session
+from vgg_jax.workflows import session
 from vgg_jax.workflows.resume import resume_training
 from vgg_jax.workflows.train import train
 
@@ -37,20 +37,6 @@ def cache(tmp_path, monkeypatch) -> Path:
         (folder / "compiled").symlink_to(compiled.resolve())
     monkeypatch.setenv("VGG_JAX_CACHE", str(folder))
     return folder
-
-
-@pytest.fixture
-def read(monkeypatch) -> list[int]:
-    """The numbers of pictures that were read to be sent through the network, one for each pass."""
-    counts: list[int] = []
-    original = feed.read_batches
-
-    def counting(config, chain, examples, order, view, devices, batch_size=None):
-        counts.append(len(examples) if order is None else len(order))
-        return original(config, chain, examples, order, view, devices, batch_size)
-
-    monkeypatch.setattr(feed, "read_batches", counting)
-    return counts
 
 
 def no_memory(monkeypatch) -> None:

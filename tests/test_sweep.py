@@ -18,7 +18,6 @@ from vgg_jax.cli.console import LineProgress
 from vgg_jax.errors import ConfigError, TrainingError, TrainingInterrupted
 from vgg_jax.progress import Progress
 from vgg_jax.training.run_files import RunFiles
-from vgg_jax.workflows import feed
 from vgg_jax.workflows.candidates import candidates_of
 from vgg_jax.workflows.load import load_classifier
 from vgg_jax.workflows.runs import describe_run
@@ -37,20 +36,6 @@ def cache(tmp_path, monkeypatch) -> None:
     if compiled.exists():
         (folder / "compiled").symlink_to(compiled.resolve())
     monkeypatch.setenv("VGG_JAX_CACHE", str(folder))
-
-
-@pytest.fixture
-def read(monkeypatch) -> list[int]:
-    """The numbers of pictures that were sent through the frozen layers, one for each pass."""
-    counts: list[int] = []
-    original = feed.read_batches
-
-    def counting(config, chain, examples, order, view, devices):
-        counts.append(len(examples) if order is None else len(order))
-        return original(config, chain, examples, order, view, devices)
-
-    monkeypatch.setattr(feed, "read_batches", counting)
-    return counts
 
 
 @pytest.mark.parametrize(
