@@ -38,7 +38,7 @@ from vgg_jax.workflows.train import train
 # epoch 3 goes on, the writing of a checkpoint falls into it again, as into those that are measured.
 RECORDED, SETTLED, LAST = 2, 3, 6
 REPLAYS = 2  # before what is measured, and after it
-PROGRAMS = ("features", "augmented_features", "mixed_features", "pool", "train", "evaluate")
+PROGRAMS = ("features", "augmented_features", "mixed_features", "_pool", "train", "evaluate")
 BATCH = "fetching batches"
 CALLS = "calling programs"
 WAITING = "waiting for training steps"
