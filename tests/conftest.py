@@ -90,6 +90,16 @@ def run(options, tmp_path_factory) -> Run:
 
 
 @pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """Give a test a cache folder of its own, but for the compiled programs."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "compiled").symlink_to((Path(os.environ["VGG_JAX_CACHE"]) / "compiled").resolve())
+    monkeypatch.setenv("VGG_JAX_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
 def read(monkeypatch) -> list[int]:
     """The numbers of pictures that were read to be sent through the network, one for each pass."""
     counts: list[int] = []

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from training_runs import After, Recorder, flags, same_run
@@ -24,18 +22,8 @@ from vgg_jax.workflows.runs import describe_run
 from vgg_jax.workflows.sweep import run_sweep
 from vgg_jax.workflows.train import train
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 DIVERGES = 1e38
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> None:
-    """Give each test a cache of its own."""
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    compiled = Path(os.environ["VGG_JAX_CACHE"]) / "compiled"
-    if compiled.exists():
-        (folder / "compiled").symlink_to(compiled.resolve())
-    monkeypatch.setenv("VGG_JAX_CACHE", str(folder))
 
 
 @pytest.mark.parametrize(
