@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgg_jax.data.examples import Examples
+from vgg_jax.data.examples import DataSet, Examples
+from vgg_jax.data.sources import open_data
+
+CLASSES = {"cat": 4, "dog": 3}
 
 
 def pixels(seed: int | Sequence[int], height: int = 12, width: int = 16) -> np.ndarray:
@@ -57,4 +60,18 @@ def real_data(name: str) -> Path:
     folder = Path(os.environ.get("VGG_JAX_REAL_DATA", shared)) / name
     if not folder.is_dir():
         pytest.skip(f"no {folder}; set VGG_JAX_REAL_DATA")
+    return folder
+
+
+def open_folder(folder: Path, seed: int = 0, **options: object) -> DataSet:
+    return open_data(str(folder), demo_folder=no_demo, seed=seed, **options)  # type: ignore[arg-type]
+
+
+def no_demo() -> Path:
+    raise AssertionError("the demo was not asked for")
+
+
+def write_splits(folder: Path, **splits: Mapping[str, int]) -> Path:
+    for seed, (split, counts) in enumerate(splits.items()):
+        write_classes(folder / split, counts, seed)
     return folder

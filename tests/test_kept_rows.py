@@ -1,0 +1,159 @@
+"""Rows in memory and on disk, by themselves; trainings that keep them are in test_features.py."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgg_jax.array_shards import ROWS_FILE
+from vgg_jax.array_store import ArrayTable
+from vgg_jax.errors import CacheError
+from vgg_jax.training.kept_rows import InMemory, OnDisk
+from vgg_jax.training.rows import DeviceRows, DiskRows, HostRows, padded
+from vgg_jax.training.steps import data_mesh
+
+COUNT, SHAPE, FLOAT = 7, (2, 3), np.dtype(np.float32)
+ROWS = np.random.default_rng(0).standard_normal((COUNT, *SHAPE), np.float32)
+NAMES = np.arange(COUNT * 16, dtype=np.uint8).reshape(COUNT, 16)
+ALL = np.arange(COUNT)
+
+
+def batch(positions: np.ndarray, rows: int = 4) -> jnp.ndarray:
+    """Return the rows of positions as the prefix gives them: with padding that is no row."""
+    values = np.full((rows, *SHAPE), np.nan, np.float32)
+    values[: len(positions)] = ROWS[positions]
+    return jnp.asarray(values)
+
+
+def put_all(rows) -> None:
+    for positions in (np.array([5, 0, 2, 6]), np.array([1, 4, 3])):
+        rows.put(positions, batch(positions))
+
+
+def got(rows, positions: np.ndarray, count: int = 4) -> np.ndarray | None:
+    found = rows.get(positions, count)
+    return None if found is None else np.asarray(found)[: len(positions)]
+
+
+def rows_of(kept, positions: np.ndarray) -> np.ndarray:
+    found = got(kept, positions, 8)
+    assert found is not None
+    return found
+
+
+def open_table(root: Path) -> ArrayTable:
+    return ArrayTable(root, {"of": "rows"}, SHAPE, FLOAT)
+
+
+def on_disk(table: ArrayTable) -> DiskRows:
+    return DiskRows(data_mesh(), table, NAMES)
+
+
+def spoil_a_row(root: Path) -> None:
+    (rows,) = root.rglob(ROWS_FILE)
+    content = bytearray(rows.read_bytes())
+    content[-1] ^= 1
+    rows.write_bytes(content)
+
+
+def mean(features: jnp.ndarray) -> jnp.ndarray:
+    return features.mean(1)
+
+
+@pytest.mark.parametrize("kind", [DeviceRows, HostRows])
+def test_memory_gives_what_was_put_and_knows_what_was_not(kind):
+    rows = kind(data_mesh(), COUNT, SHAPE, FLOAT)
+    assert not rows.has(ALL).any()
+    first = np.array([5, 0, 2])
+    rows.put(first, batch(first))
+    assert rows.has(ALL).tolist() == [True, False, True, False, False, True, False]
+    rows.put(np.array([1, 6]), batch(np.array([1, 6])))
+    np.testing.assert_array_equal(got(rows, np.array([6, 2, 5])), ROWS[[6, 2, 5]])
+    # Rows that are not there may stand for padding, and must not spoil a sum that leaves them out.
+    assert np.isfinite(rows.get(np.array([3]), 4)).all()
+
+
+def test_disk_gives_rows_before_and_after_they_are_written(tmp_path):
+    with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
+        put_all(rows)
+        assert rows.has(ALL).all()
+        np.testing.assert_array_equal(got(rows, np.array([3, 5])), ROWS[[3, 5]])
+        rows.flush()
+        assert len(table) == COUNT
+        rows.prefetch(np.array([6, 1]), 4)
+        np.testing.assert_array_equal(got(rows, np.array([6, 1])), ROWS[[6, 1]])
+    with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
+        np.testing.assert_array_equal(got(rows, ALL, 8), ROWS)
+
+
+def test_a_row_that_is_lost_is_told_when_it_is_read_and_can_be_put_anew(tmp_path):
+    with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
+        put_all(rows)
+        rows.flush()
+    spoil_a_row(tmp_path)
+    with closing(open_table(tmp_path)) as table:
+        kept = OnDisk(on_disk(table), mean)
+        with closing(kept):
+            assert kept.has(ALL).all()
+            assert got(kept, ALL, 8) is None
+            (lost,) = np.flatnonzero(~kept.has(ALL))
+            kept.put(np.array([lost]), batch(np.array([lost])))
+            kept.flush()
+            np.testing.assert_allclose(rows_of(kept, ALL), ROWS.mean(1), rtol=1e-6)
+
+
+def test_memory_is_filled_from_the_disk_but_for_what_is_lost(tmp_path):
+    with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
+        put_all(rows)
+        rows.flush()
+    spoil_a_row(tmp_path)
+    with closing(open_table(tmp_path)) as table:
+        memory = HostRows(data_mesh(), COUNT, (3,), FLOAT)
+        with closing(InMemory(memory, mean, on_disk(table))) as kept:
+            kept.load(COUNT, batch_size=3, rows=4)
+            assert kept.has(ALL).sum() == COUNT - 1
+            there = np.flatnonzero(kept.has(ALL))
+            np.testing.assert_allclose(rows_of(kept, there), ROWS[there].mean(1), rtol=1e-6)
+
+
+def test_memory_goes_on_where_the_disk_fails(tmp_path, monkeypatch):
+    told: list[CacheError] = []
+    with closing(open_table(tmp_path)) as table:
+        memory = DeviceRows(data_mesh(), COUNT, SHAPE, FLOAT)
+        kept = InMemory(memory, lambda features: features, on_disk(table), told.append)
+
+        def fail(ids: object, rows: object) -> None:
+            raise CacheError("no room")
+
+        monkeypatch.setattr(table, "append", fail)
+        put_all(kept)
+        kept.flush()
+        kept.flush()
+        kept.close()
+    assert [str(error) for error in told] == ["no room"]
+    np.testing.assert_array_equal(got(kept, ALL, 8), ROWS)
+
+
+def test_disk_alone_raises_where_it_fails(tmp_path, monkeypatch):
+    with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
+
+        def fail(ids: object, values: object) -> None:
+            raise CacheError("no room")
+
+        monkeypatch.setattr(table, "append", fail)
+
+        def put_one() -> None:  # whether putting or flushing notices is a matter of time
+            rows.put(np.array([1]), batch(np.array([1])))
+            rows.flush()
+
+        with pytest.raises(CacheError, match="no room"):
+            put_one()
+
+
+def test_positions_are_padded():
+    assert padded(np.array([4, 2]), 4).tolist() == [4, 2, 0, 0]
+    assert padded(np.array([4, 2]), 3, filler=9).tolist() == [4, 2, 9]
