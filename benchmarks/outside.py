@@ -26,6 +26,7 @@ import numpy as np
 import vgg_jax.training.epoch as epoch_module
 import vgg_jax.training.loop as loop_module
 import vgg_jax.workflows.feed as feed_module
+from vgg_jax.heap import keep_freed_memory
 from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.checkpoint_store import CheckpointStore
 from vgg_jax.training.position import Position
@@ -235,6 +236,7 @@ class Watch(Progress):
 
 def main() -> None:
     """Train as the first argument says, and print the figures as JSON."""
+    keep_freed_memory()  # as the command does
     watch = Watch()
     train(**json.loads(sys.argv[1]), epochs=LAST, progress=watch)
     print(json.dumps(watch.figures()))

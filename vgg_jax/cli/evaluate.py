@@ -17,6 +17,7 @@ from vgg_jax.cli.console import (
     print_table,
     user_errors,
 )
+from vgg_jax.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from vgg_jax.training.metrics import Evaluation
@@ -42,6 +43,7 @@ def evaluate(
 ) -> None:
     """Evaluate a run: loss, accuracy, and how each class fares."""
     with user_errors():
+        keep_freed_memory()
         from vgg_jax.workflows.evaluate import evaluate as evaluate_run
 
         progress = console_progress()

@@ -17,6 +17,7 @@ from vgg_jax.cli.console import (
 )
 from vgg_jax.cli.training_options import ConfigOption, TrainingOptions, takes_training_options
 from vgg_jax.config import TrainConfig, merge_options
+from vgg_jax.heap import keep_freed_memory
 from vgg_jax.progress import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def plan(
     """Say what a training with these options would take: time, memory, the largest safe batch."""
     with user_errors():
         checked = TrainConfig.from_values(merge_options(options, config))
+        keep_freed_memory()
         from vgg_jax.workflows.plan import plan
 
         interruptible()

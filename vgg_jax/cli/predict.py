@@ -20,6 +20,7 @@ from vgg_jax.cli.console import (
     user_errors,
 )
 from vgg_jax.errors import ConfigError, RunError
+from vgg_jax.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from vgg_jax.workflows.predict import Prediction
@@ -65,6 +66,7 @@ def predict(
         if as_json and as_csv:
             raise ConfigError("--json and --csv cannot both be given.")
         run, pictures = _divide([run_or_path, *(paths or [])], weights)
+        keep_freed_memory()
         from vgg_jax.workflows.predict import predict as predict_paths
 
         predictions = predict_paths(

@@ -20,6 +20,7 @@ from vgg_jax.cli.console import (
 from vgg_jax.cli.training_options import ConfigOption, TrainingOptions, takes_training_options
 from vgg_jax.config import merge_options
 from vgg_jax.errors import ConfigError
+from vgg_jax.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from vgg_jax.workflows.sweep import Outcome, Sweep
@@ -70,6 +71,7 @@ def sweep(
         }
         given = merge_options({**options, **swept, "run": run}, config)
         folder = given.pop("run", None)
+        keep_freed_memory()
         from vgg_jax.workflows.candidates import candidates_of
 
         candidates = candidates_of(given)  # fails here, before JAX is imported

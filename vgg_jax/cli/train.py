@@ -22,6 +22,7 @@ from vgg_jax.cli.training_options import (
 )
 from vgg_jax.config import TrainConfig, merge_options
 from vgg_jax.errors import ConfigError
+from vgg_jax.heap import keep_freed_memory
 
 
 @takes_training_options
@@ -50,6 +51,7 @@ def train(
                 "--override changes options of a run on --resume; without it, leave it out."
             )
         checked = TrainConfig.from_values(given)  # fails here, before JAX is imported
+        keep_freed_memory()
         from vgg_jax.training.interruption import Interruption
         from vgg_jax.workflows.resume import resume_training
         from vgg_jax.workflows.train import run_training
