@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -213,7 +214,8 @@ def test_a_file_that_takes_much_memory_is_ended(files, tmp_path):
     path = tmp_path / "huge.keras"
     sound = (SOURCES / "backbone.keras").read_bytes()
     KERAS["zip: huge configuration"](path, sound, np.random.default_rng(0))
-    assert "takes more memory to read" in error_of(path)
+    # Which of the two limits it meets first is a matter of the processor's speed.
+    assert re.search("takes more (memory|time) to read", error_of(path))
 
 
 @pytest.mark.parametrize(
