@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,8 +64,8 @@ def real_data(name: str) -> Path:
     return folder
 
 
-def open_folder(folder: Path, seed: int = 0, **options: object) -> DataSet:
-    return open_data(str(folder), demo_folder=no_demo, seed=seed, **options)  # type: ignore[arg-type]
+def open_folder(folder: Path, seed: int = 0, **options: Any) -> DataSet:
+    return open_data(str(folder), demo_folder=no_demo, seed=seed, **options)
 
 
 def no_demo() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -298,6 +299,21 @@ def test_features_that_are_wrong_are_found_by_verification(options, tmp_path, mo
     monkeypatch.setattr(Steps, "features", wrong)
     with pytest.raises(TrainingError, match=r"4 pictures of train differ by up to .* cache clear"):
         train(**options, verify_features=4, run=str(tmp_path / "wrong"))
+
+
+def test_last_bits_of_narrow_layers_are_told_and_allowed(options, tmp_path, monkeypatch):
+    train(**options, run=str(tmp_path / "first"))
+    original = Steps.features
+
+    def rounded_otherwise(self, frozen, images):
+        return original(self, frozen, images) * np.float32(1 + 2**-22)
+
+    monkeypatch.setattr(Steps, "features", rounded_otherwise)
+    progress = Recorder()
+    train(**options, verify_features=4, run=str(tmp_path / "second"), progress=progress)
+    told = [note for note in progress.notes if "computed anew" in note]
+    assert len(told) == 2
+    assert all(re.search(r"differ by 2\.\de-07\.$", note) for note in told), told
 
 
 def test_an_interrupted_training_goes_on_with_the_features_it_has(options, tmp_path, read):

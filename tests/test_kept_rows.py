@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -53,11 +54,18 @@ def on_disk(table: ArrayTable) -> DiskRows:
     return DiskRows(data_mesh(), table, NAMES)
 
 
-def spoil_a_row(root: Path) -> None:
-    (rows,) = root.rglob(ROWS_FILE)
-    content = bytearray(rows.read_bytes())
+@pytest.fixture
+def spoilt(tmp_path) -> Generator[ArrayTable]:
+    """A table that holds all rows, one of them damaged since."""
+    with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
+        put_all(rows)
+        rows.flush()
+    (file,) = tmp_path.rglob(ROWS_FILE)
+    content = bytearray(file.read_bytes())
     content[-1] ^= 1
-    rows.write_bytes(content)
+    file.write_bytes(content)
+    with closing(open_table(tmp_path)) as table:
+        yield table
 
 
 def mean(features: jnp.ndarray) -> jnp.ndarray:
@@ -90,34 +98,23 @@ def test_disk_gives_rows_before_and_after_they_are_written(tmp_path):
         np.testing.assert_array_equal(got(rows, ALL, 8), ROWS)
 
 
-def test_a_row_that_is_lost_is_told_when_it_is_read_and_can_be_put_anew(tmp_path):
-    with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
-        put_all(rows)
-        rows.flush()
-    spoil_a_row(tmp_path)
-    with closing(open_table(tmp_path)) as table:
-        kept = OnDisk(on_disk(table), mean)
-        with closing(kept):
-            assert kept.has(ALL).all()
-            assert got(kept, ALL, 8) is None
-            (lost,) = np.flatnonzero(~kept.has(ALL))
-            kept.put(np.array([lost]), batch(np.array([lost])))
-            kept.flush()
-            np.testing.assert_allclose(rows_of(kept, ALL), ROWS.mean(1), rtol=1e-6)
+def test_a_row_that_is_lost_is_told_when_it_is_read_and_can_be_put_anew(spoilt):
+    with closing(OnDisk(on_disk(spoilt), mean)) as kept:
+        assert kept.has(ALL).all()
+        assert got(kept, ALL, 8) is None
+        (lost,) = np.flatnonzero(~kept.has(ALL))
+        kept.put(np.array([lost]), batch(np.array([lost])))
+        kept.flush()
+        np.testing.assert_allclose(rows_of(kept, ALL), ROWS.mean(1), rtol=1e-6)
 
 
-def test_memory_is_filled_from_the_disk_but_for_what_is_lost(tmp_path):
-    with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
-        put_all(rows)
-        rows.flush()
-    spoil_a_row(tmp_path)
-    with closing(open_table(tmp_path)) as table:
-        memory = HostRows(data_mesh(), COUNT, (3,), FLOAT)
-        with closing(InMemory(memory, mean, on_disk(table))) as kept:
-            kept.load(COUNT, batch_size=3, rows=4)
-            assert kept.has(ALL).sum() == COUNT - 1
-            there = np.flatnonzero(kept.has(ALL))
-            np.testing.assert_allclose(rows_of(kept, there), ROWS[there].mean(1), rtol=1e-6)
+def test_memory_is_filled_from_the_disk_but_for_what_is_lost(spoilt):
+    memory = HostRows(data_mesh(), COUNT, (3,), FLOAT)
+    with closing(InMemory(memory, mean, on_disk(spoilt))) as kept:
+        kept.load(COUNT, batch_size=3, rows=4)
+        assert kept.has(ALL).sum() == COUNT - 1
+        there = np.flatnonzero(kept.has(ALL))
+        np.testing.assert_allclose(rows_of(kept, there), ROWS[there].mean(1), rtol=1e-6)
 
 
 def test_memory_goes_on_where_the_disk_fails(tmp_path, monkeypatch):
