@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -28,7 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Compiled programs alone are kept, beside what pytest keeps itself: compiling takes most of the
     time of the tests, and this session's workers and child processes and the next session share it.
+
+    A shell's background ignores Ctrl-C, and children would inherit that.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     own = tempfile.TemporaryDirectory(prefix="vgg-jax-cache-")
     config.add_cleanup(own.cleanup)
     os.environ["VGG_JAX_CACHE"] = own.name
