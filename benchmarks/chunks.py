@@ -75,6 +75,9 @@ def described(case: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Measure the part that the arguments name, and print the cases as JSON."""
+    from vgg_jax.heap import keep_freed_memory
+
+    keep_freed_memory()  # as the commands do
     number, weights, batch_size, image_size = sys.argv[1:]
     part = PARTS[int(number)]
     trial = Trial(part, weights, int(batch_size), int(image_size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from vgg_jax.cli.app import app
 from vgg_jax.config import TrainConfig
 from vgg_jax.data.sources import open_data
-from vgg_jax.errors import TrainingError
+from vgg_jax.errors import ConfigError, TrainingError
 from vgg_jax.progress import Progress, format_bytes
 from vgg_jax.training.room import Memory
 from vgg_jax.workflows import plan as plan_module
@@ -100,7 +101,7 @@ def test_what_was_compiled_is_what_runs(options, caplog):
         for record in caplog.records
         if record.getMessage().startswith("Compiling ")
     ]
-    # For batches of 5 and 10; the validation split has more than 5 pictures.
+    # For batches of 5 and 2; the validation split has more than 5 pictures.
     assert {name: names.count(name) for name in names if "train" in name} == {"jit(train)": 2}
     assert names.count("jit(features)") == names.count("jit(evaluate)") == 2
 
@@ -136,6 +137,9 @@ def test_augmentations_that_mix_a_batch_leave_nothing_to_keep(options, tmp_path)
         ({10: 1000, 20: 1500}, 820, 6),
         ({10: 1000, 20: 1500}, 549, 0),
         ({10: 1000, 20: 1500}, -500, 0),
+        ({10: 1000, 20: 1000}, 1699, 7000),
+        ({10: 1000, 20: 1000}, 999, 0),
+        ({10: 1000, 20: 900}, 800, 0),
     ],
 )
 def test_the_largest_batch_lies_on_the_line(needed, room, largest):
@@ -227,6 +231,20 @@ def test_features_that_find_no_room_are_not_kept(options, monkeypatch):
     assert epochs.kept is not None  # what it would be worth
     assert epochs.computed == [FIRST] * 4
     assert expected(options)[0].why_not is None  # on disk there is room
+
+
+def test_what_a_training_refuses_is_refused(options, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=4000))
+    with pytest.raises(ConfigError, match=r"--features disk: 3\.8 kB are more than 90% of what"):
+        expected({**options, "features": "disk"})
+    found = expected(options)[0]
+    assert found.why_not is None  # there is room in memory
+    assert found.stored == [0]
+    monkeypatch.setattr(Memory, "place_for", lambda self, count: None)
+    assert "90% of what is free" in (expected(options)[0].why_not or "")
+    with pytest.raises(ConfigError, match="--features memory: 960 bytes"):
+        expected({**options, "features": "memory"})
 
 
 def test_decoding_is_hidden_behind_a_device(options, monkeypatch):

@@ -1,69 +1,33 @@
-"""Whether and where a training keeps its features: what was asked for, what there is room for."""
+"""Keeps the features of a training, where there is room for them."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.array_store import ArrayTable
-from vgg_jax.augment.chain import Chain
-from vgg_jax.cache import CACHE_VARIABLE, cache_folder
+from vgg_jax.cache import cache_folder
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import Examples
 from vgg_jax.errors import CacheError, ConfigError, TrainingError
-from vgg_jax.layers import LAYERS
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.options import parse_size
 from vgg_jax.progress import Progress, format_bytes
 from vgg_jax.table_folders import FEATURES
 from vgg_jax.training.feature_names import row_names, settings_of
+from vgg_jax.training.feature_places import choose_places
 from vgg_jax.training.features import Features
 from vgg_jax.training.kept_rows import InMemory, KeptRows, OnDisk
-from vgg_jax.training.room import MOST_OF_MEMORY, Memory
+from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows, DiskRows, HostRows
 from vgg_jax.training.steps import Steps
 
 View = int | None  # None: pictures as they are
 Splits = Mapping[str, tuple[Examples, Sequence[View]]]
-_MOST_OF_DISK = 0.9  # of what is free
-# Here features are 12 MB a picture at 224 x 224, for at most 13% of the network's work.
-_TOO_EARLY = LAYERS[: LAYERS.index("conv2_1")]
-
-
-def why_not_kept(config: ResolvedConfig, chain: Chain) -> str | None:
-    """Return why features are not to be kept, whatever room there is; None if they are.
-
-    Raises:
-        ConfigError: If the options contradict each other.
-    """
-    names = ", ".join(config.augment)
-    if chain.mixes and (config.views or config.features in ("memory", "disk")):
-        option = f"--views {config.views}" if config.views else f"--features {config.features}"
-        raise ConfigError(
-            f"{option} does not go with augmentations that mix the pictures of a batch ({names}):"
-            " features then depend on the batch. Leave out one or the other."
-        )
-    if config.features == "off":
-        return "--features off"
-    if config.features == "auto" and config.train_from in _TOO_EARLY:
-        return (
-            f"what comes before {config.train_from} is computed faster than its features, which are"
-            " large, are read"
-        )
-    if chain.mixes:
-        return f"{names} mixes the pictures of each batch anew"
-    if config.augment and not config.views:
-        return (
-            f"{names} changes the pictures anew in each epoch. --views 4 would keep 4 views of each"
-            " picture, and epochs after the first 4 would cost several times less"
-        )
-    return None
 
 
 class Keeper:
@@ -194,29 +158,29 @@ class Keeper:
 
     def _decide(self, memory: Memory) -> None:
         """Choose between disk and memory, as far as that is left open, and say what was chosen."""
-        wanted = self._config.features
         count = sum(len(examples) * len(views) for examples, views in self._splits.values())
         in_memory = count * _bytes_of(self._pooled)
-        self._place = memory.place_for(in_memory)
-        no_memory = no_disk = ""
-        if self._place is None:
-            no_memory = (
-                f"{format_bytes(in_memory)} are more than {MOST_OF_MEMORY:.0%} of the free memory"
+        try:
+            places = choose_places(
+                self._config,
+                memory,
+                count=count,
+                disk_bytes=_bytes_of(self._features),
+                memory_bytes=_bytes_of(self._pooled),
+                stored=self._open_tables,
             )
-        if wanted != "memory":
-            no_disk = self._open_tables(count)
-        if wanted == "disk" and no_disk:
-            raise ConfigError(
-                f"--features disk: {no_disk}. Make room, or use --features memory or off."
-            )
-        if wanted == "memory" and no_memory:
-            raise ConfigError(f"--features memory: {no_memory}. Use --features disk or off.")
-        if no_disk and no_memory:
-            self._progress.note(f"Features are not kept: {no_disk}, and {no_memory}.")
+        except ConfigError:
+            self._close_tables()
+            raise
+        if not places.on_disk:
+            self._close_tables()
+        if places.why_not is not None:
+            self._progress.note(f"Features are not kept: {places.why_not}.")
             return
+        self._place = places.memory
         if self._place:
             memory.take(self._place, in_memory)
-        self._progress.note(self._described(count, in_memory, no_disk))
+        self._progress.note(self._described(count, in_memory, places.no_disk))
 
     def _described(self, count: int, in_memory: int, no_disk: str) -> str:
         if not self._tables:
@@ -226,36 +190,17 @@ class Keeper:
         size = format_bytes(count * _bytes_of(self._features))
         return f"Features are kept {where} ({size}): {self._stored:,} of {count:,} are there."
 
-    def _open_tables(self, count: int) -> str:
-        """Open the tables of all views; returns why `count` rows find no room there, if so."""
-        size, limit = _bytes_of(self._features), parse_size(self._config.cache_size) or 0
-        if count * size > limit:
-            return (
-                f"{format_bytes(count * size)} are more than --cache-size {self._config.cache_size}"
-            )
-        root = cache_folder() / FEATURES
-        try:
-            for split, (_, views) in self._splits.items():
-                for view in views:
-                    table = self._open_table(root, view, limit)
-                    names = self._names(split, view)
-                    self._stored += sum(name.tobytes() in table for name in names)
-            free = int(_MOST_OF_DISK * shutil.disk_usage(root).free)
-        except CacheError as error:
-            problem = str(error).splitlines()[0].rstrip(".")
-        else:
-            missing = (count - self._stored) * size
-            if missing <= free:
-                return ""
-            problem = (
-                f"{format_bytes(missing)} are more than {_MOST_OF_DISK:.0%} of what is free at"
-                f" {root} ({CACHE_VARIABLE} names another place)"
-            )
-        self._close_tables()
-        return problem
+    def _open_tables(self) -> int:
+        """Open the tables of all views; returns how many features are there."""
+        for split, (_, views) in self._splits.items():
+            for view in views:
+                table = self._open_table(view)
+                self._stored += sum(name.tobytes() in table for name in self._names(split, view))
+        return self._stored
 
-    def _open_table(self, root: Path, view: View, limit: int) -> ArrayTable:
+    def _open_table(self, view: View) -> ArrayTable:
         if view not in self._tables:
+            root, limit = cache_folder() / FEATURES, parse_size(self._config.cache_size) or 0
             settings = settings_of(
                 self._config, self._steps, self._frozen, view, self._rows_per_device
             )

@@ -21,8 +21,8 @@ from vgg_jax.model.freezing import label_parameters, split_parameters
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed
+from vgg_jax.training.feature_places import why_not_kept
 from vgg_jax.training.interruption import Interruption
-from vgg_jax.training.keeping import why_not_kept
 from vgg_jax.training.memory import naming_a_smaller_batch
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder

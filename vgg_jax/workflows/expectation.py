@@ -12,12 +12,10 @@ from vgg_jax.array_store import ArrayTable
 from vgg_jax.cache import cache_folder
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet, Split
-from vgg_jax.errors import CacheError
-from vgg_jax.options import parse_size
-from vgg_jax.progress import format_bytes
 from vgg_jax.table_folders import FEATURES
 from vgg_jax.training.feature_names import row_names, settings_of
-from vgg_jax.training.keeping import View, why_not_kept
+from vgg_jax.training.feature_places import Places, choose_places, why_not_kept
+from vgg_jax.training.keeping import View
 from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows
 from vgg_jax.workflows.feed import batch_size_of, padded_rows
@@ -57,41 +55,49 @@ def expected_features(
     """Foresee what a training will keep.
 
     Raises:
-        ConfigError: If its options contradict each other.
-        CacheError: If what is kept on disk cannot be read.
+        ConfigError: If its options contradict each other, or there is no room for what they ask.
     """
     config, chain = session.config, session.chain
     train, validation = data.counts["train"], data.counts["validation"]
     views: list[View] = [*range(1, config.views + 1)] if config.views else [None]
     count = train * len(views) + validation
-    size, pooled_size = count * _bytes_of(programs.features), count * _bytes_of(programs.pooled)
-    in_memory = memory.place_for(pooled_size) is not None
-    on_disk = config.features != "memory" and size <= (parse_size(config.cache_size) or 0)
-    why_not = why_not_kept(config, chain)
-    if why_not is None and not on_disk and (config.features == "disk" or not in_memory):
-        why_not = f"{format_bytes(size)} are too many for the memory and --cache-size"
+    row_bytes, pooled_bytes = _bytes_of(programs.features), _bytes_of(programs.pooled)
+    stored, stored_validation = [0] * len(views), 0
 
-    def stored(split: Split, view: View) -> int:
-        if why_not is not None or not on_disk:
-            return 0
-        return _stored(session, data, programs, split, view)
+    def count_stored() -> int:
+        nonlocal stored_validation
+        stored[:] = [_stored(session, data, programs, "train", view) for view in views]
+        stored_validation = _stored(session, data, programs, "validation", None)
+        return sum(stored) + stored_validation
 
+    places = Places(why_not=why_not_kept(config, chain))
+    if places.why_not is None:
+        places = choose_places(
+            config,
+            memory,
+            count=count,
+            disk_bytes=row_bytes,
+            memory_bytes=pooled_bytes,
+            stored=count_stored,
+        )
     pictures = (train + validation) * 3 * config.image_size**2
     stay = (
         config.epochs > 1
         and not chain.host  # which changes pictures anew in each epoch
         and memory.place_for(pictures) is DeviceRows
     )
-    held, fits = (pooled_size, in_memory) if why_not is None else (pictures, stay)
+    held = pictures if stay else 0
+    if places.why_not is None:
+        held = count * pooled_bytes if places.memory else 0
     return Features(
         shape=programs.features.shape,
-        bytes=size,
+        bytes=count * row_bytes,
         can_be_kept=not chain.mixes and bool(config.views or not config.augment),
-        why_not=why_not,
-        stored=[stored("train", view) for view in views],
-        stored_validation=stored("validation", None),
+        why_not=places.why_not,
+        stored=stored if places.on_disk else [0] * len(views),
+        stored_validation=stored_validation if places.on_disk else 0,
         pictures_stay=stay,
-        memory_bytes=held if fits else 0,
+        memory_bytes=held,
     )
 
 
@@ -101,10 +107,7 @@ def _stored(session: Session, data: DataSet, programs: Programs, split: Split, v
     rows = padded_rows(batch_size_of(config, data.splits["train"]), mesh.size) // mesh.size
     settings = settings_of(config, session.steps, session.frozen, view, rows)
     shape, dtype = programs.features.shape, programs.features.dtype
-    try:
-        table = ArrayTable.open_existing(cache_folder() / FEATURES, settings, shape, dtype)
-    except CacheError:  # a training would go on without, too
-        return 0
+    table = ArrayTable.open_existing(cache_folder() / FEATURES, settings, shape, dtype)
     if table is None:
         return 0
     with closing(table):
@@ -186,5 +189,5 @@ def largest_batch(needed: dict[int, int], room: int) -> int:
         A multiple of 8, or less than 8; 0 if there is no room for one example.
     """
     (small, least), (large, most) = sorted(needed.items())
-    count = small + (room - least) * (large - small) // (most - least)
+    count = small + (room - least) * (large - small) // max(most - least, 1)
     return max(count // 8 * 8 if count >= 8 else count, 0)

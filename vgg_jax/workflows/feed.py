@@ -22,8 +22,9 @@ from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed
+from vgg_jax.training.feature_places import why_not_kept
 from vgg_jax.training.features import Features, ResidentPictures
-from vgg_jax.training.keeping import Keeper, Splits, why_not_kept
+from vgg_jax.training.keeping import Keeper, Splits
 from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows
 from vgg_jax.training.steps import Inputs, Steps, put_batch

@@ -127,12 +127,14 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     batch_size = batch_size_of(resolved, data.splits["train"])
     progress.note(f"Compiling for batches of {batch_size}.")
     begun = time.perf_counter()
-    programs = compile_programs(session, padded_rows(batch_size, session.mesh.size))
-    compile_seconds = time.perf_counter() - begun
-    twice = compile_programs(session, padded_rows(2 * batch_size, session.mesh.size))
+    another_size = batch_size // 2 or 2  # not a larger one, which may not even compile
+    with naming_a_smaller_batch(batch_size, _smaller):
+        programs = compile_programs(session, padded_rows(batch_size, session.mesh.size))
+        compile_seconds = time.perf_counter() - begun
+        others = compile_programs(session, padded_rows(another_size, session.mesh.size))
     memory = Memory(resolved, session.mesh)
     features = expected_features(session, data, programs, memory)
-    needed = {batch_size: programs.memory_bytes, 2 * batch_size: twice.memory_bytes}
+    needed = {batch_size: programs.memory_bytes, another_size: others.memory_bytes}
     room = int(_SAFE * available) - features.memory_bytes
     largest = min(largest_batch(needed, room), data.counts["train"])
     memory_bytes = programs.memory_bytes + features.memory_bytes
@@ -143,7 +145,7 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
             f" {device} only {format_bytes(available)} are free.\n{_advice(largest)}"
         )
     progress.note("Measuring a few batches.")
-    with naming_a_smaller_batch(batch_size, lambda size: f"plan with --batch-size {size}"):
+    with naming_a_smaller_batch(batch_size, _smaller):
         timing = measure(session, data)
     return Plan(
         data=data.name,
@@ -162,6 +164,10 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
         features=features,
         epochs=expected_epochs(resolved, data, timing, features),
     )
+
+
+def _smaller(batch_size: int) -> str:
+    return f"plan with --batch-size {batch_size}"
 
 
 def _advice(largest: int) -> str:
