@@ -46,6 +46,8 @@ class Part:
 PARTS = (
     Part("dense256", "head"),
     Part("linear", "head"),
+    Part("gap-mlp", "head"),
+    Part("gap-mlp:hidden=[1024]", "head"),
     Part("dense256", "conv5_1", steps=2, repeats=1, rates=()),
 )
 

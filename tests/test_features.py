@@ -147,7 +147,7 @@ def there(options, path: Path) -> int:
 
 
 CHANGES = {
-    "image_size": 64,
+    "image_size": 50,  # of whose features the shape is the same
     "interpolation": "nearest",
     "weights": "random:1:0.0625",
     "train_from": "conv5_2",
@@ -173,6 +173,10 @@ def test_features_go_by_all_that_they_depend_on_and_by_nothing_else(options, tmp
         assert there({**given, name: value}, tmp_path / name) == 0, name
     for name, value in NO_CHANGES.items():
         assert there({**given, name: value}, tmp_path / name) == 30, name
+    for name in ("XLA_FLAGS", "NPROC"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(name, "3")
+            assert there(given, tmp_path / name) == 0, name
     monkeypatch.setattr("vgg_jax.training.feature_names.metadata.version", lambda name: "another")
     assert there(given, tmp_path / "versions") == 0
 
@@ -190,17 +194,21 @@ def test_batches_too_small_for_the_same_bits_have_features_of_their_own(options,
 
 def test_an_augmentation_that_is_edited_is_computed_anew(options, tmp_path, monkeypatch, installed):
     package = tmp_path / "my_views"
-    package.mkdir()
-    (package / "__init__.py").write_text("from my_views.fade import Fade\n")
-    fade = package / "fade.py"
-    code = "from vgg_jax.augment.pixel import Brightness\n\nclass Fade(Brightness): pass\n"
-    fade.write_text(code)
-    installed("my-views", "0.1", {"fade": "my_views:Fade"}, group="vgg_jax.augmentations")
+    (package / "light").mkdir(parents=True)
+    for folder in (package, package / "light"):
+        (folder / "__init__.py").touch()
+    code = "from vgg_jax.augment.pixel import Brightness\n"
+    base = package / "base.py"
+    base.write_text(code)
+    fade = "from my_views.base import Brightness\n\nclass Fade(Brightness): pass\n"
+    (package / "light" / "fade.py").write_text(fade)
+    entries = {"fade": "my_views.light.fade:Fade"}
+    installed("my-views", "0.1", entries, group="vgg_jax.augmentations")
     given = {**options, "epochs": 1, "augment": ("fade",), "views": 1}
     assert there(given, tmp_path / "none") == 0
     train(**given, run=str(tmp_path / "first"))
     assert there(given, tmp_path / "same") == 30
-    fade.write_text(f"{code}# edited\n")
+    base.write_text(f"{code}# edited\n")
     assert there(given, tmp_path / "edited") == 9
 
 
@@ -226,6 +234,7 @@ def test_features_of_views_go_by_the_augmentation_too(options, tmp_path):
     others = {
         "augment": ("brightness", "rotation:degrees=39"),
         "fill": "wrap",
+        "fill_value": 0.5,
         "seed": 1,
     }
     for name, value in others.items():
@@ -296,7 +305,7 @@ print(*progress.warnings, sep="\\n")
 """
     done = in_shell(script, own_cache / "features", sys.executable, code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Features are no longer kept on disk.") == 1, done.stdout
+    assert done.stdout.count("No further features are kept on disk.") == 1, done.stdout
     assert "No space left on device" in done.stdout
     train(**options, features="off", run=str(tmp_path / "off"))
     same_run(tmp_path / "off", tmp_path / "full")
@@ -346,14 +355,27 @@ def test_an_interrupted_training_goes_on_with_the_features_it_has(options, tmp_p
     assert sum(read) in (21 - 16 + 9, 9)
 
 
-def test_each_program_is_compiled_once(options, tmp_path):
-    """Over two epochs with a ragged last batch, validation included."""
-    programs = [Steps.features, Steps.train, Steps.evaluate]
-    for features in ("off", "memory", "disk"):
-        before = [program._cache_size() for program in programs]  # pyright: ignore
-        train(**options, features=features, run=str(tmp_path / features))
-        after = [program._cache_size() for program in programs]  # pyright: ignore
-        assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1], features
+@pytest.mark.parametrize(
+    ("others", "prefixes"),
+    [
+        ({"features": "off"}, {"features": 1}),
+        ({"features": "memory"}, {"features": 1}),
+        ({"features": "disk"}, {"features": 1}),
+        ({"augment": ("keras",)}, {"features": 1, "augmented_features": 1}),
+        ({"augment": ("keras",), "views": 2}, {"features": 1, "augmented_features": 1}),
+        ({"augment": ("mixup",)}, {"features": 1, "mixed_features": 1}),
+        ({"train_from": "head", "head": "linear"}, {"features": 1, "_pool": 1}),
+    ],
+    ids=str,
+)
+def test_each_program_is_compiled_once(options, tmp_path, others, prefixes):
+    """Over three epochs with a ragged last batch, validation included."""
+    names = ("features", "augmented_features", "mixed_features", "_pool", "train", "evaluate")
+    programs = {name: getattr(Steps, name) for name in names}
+    before = {name: program._cache_size() for name, program in programs.items()}
+    train(**{**options, **others, "epochs": 3}, run=str(tmp_path / "run"))
+    grown = {name: program._cache_size() - before[name] for name, program in programs.items()}
+    assert grown == dict.fromkeys(names, 0) | prefixes | {"train": 1, "evaluate": 1}
 
 
 def notes_of(options, path: Path, **others) -> str:

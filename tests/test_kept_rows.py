@@ -91,7 +91,7 @@ def test_disk_gives_rows_before_and_after_they_are_written(tmp_path):
         assert rows.has(ALL).all()
         np.testing.assert_array_equal(got(rows, np.array([3, 5])), ROWS[[3, 5]])
         rows.flush()
-        assert len(table) == COUNT
+        assert all(name.tobytes() in table for name in NAMES)
         rows.prefetch(np.array([6, 1]), 4)
         np.testing.assert_array_equal(got(rows, np.array([6, 1])), ROWS[[6, 1]])
     with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
@@ -149,6 +149,30 @@ def test_disk_alone_raises_where_it_fails(tmp_path, monkeypatch):
 
         with pytest.raises(CacheError, match="no room"):
             put_one()
+
+
+def test_disk_alone_goes_on_with_what_it_has_where_it_can_no_longer_be_written(
+    tmp_path, monkeypatch
+):
+    told: list[CacheError] = []
+    first, rest = np.array([5, 0, 2]), np.array([1, 3, 4, 6])
+    with closing(open_table(tmp_path)) as table:
+        kept = OnDisk(on_disk(table), mean, told.append)
+        kept.put(first, batch(first))
+        kept.flush()
+
+        def fail(ids: object, rows: object) -> None:
+            raise CacheError("no room")
+
+        monkeypatch.setattr(table, "append", fail)
+        for _ in range(2):  # in the second epoch they are computed again
+            kept.put(rest, batch(rest))
+            kept.flush()
+            assert kept.has(ALL).all()
+            np.testing.assert_allclose(rows_of(kept, ALL), ROWS.mean(1), rtol=1e-6)
+            assert np.flatnonzero(kept.has(ALL)).tolist() == sorted(first)
+        kept.close()
+    assert [str(error) for error in told] == ["no room"]
 
 
 def test_positions_are_padded():

@@ -20,6 +20,7 @@ from vgg_jax.data.sources import open_data
 from vgg_jax.errors import ConfigError, TrainingError
 from vgg_jax.progress import Progress, format_bytes
 from vgg_jax.training.room import Memory
+from vgg_jax.training.rows import DeviceRows
 from vgg_jax.workflows import plan as plan_module
 from vgg_jax.workflows import timing
 from vgg_jax.workflows.backbone import open_backbone
@@ -115,10 +116,20 @@ def test_nothing_is_left_on_disk(options, tmp_path, monkeypatch):
     assert left in ([], [tmp_path / "cache"])
 
 
-@pytest.mark.parametrize("others", [{"batch_size": 16}, {"augment": ("horizontal-flip",)}])
-def test_a_validation_that_needs_programs_of_its_own(options, others):
-    found = planned(options, **others)  # it has 9 pictures, and they are not augmented
-    assert found.epochs.computed[0] > found.epochs.computed[1] > 0
+@pytest.mark.parametrize(("augment", "passes"), [((), 1), (("horizontal-flip",), 2)])
+def test_the_prefix_of_validation_is_measured_where_it_is_another(
+    options, monkeypatch, augment, passes
+):
+    measured = []
+    original = timing._time_prefix
+
+    def counting(source, features, *others):
+        measured.append(len(features.labels))
+        return original(source, features, *others)
+
+    monkeypatch.setattr(timing, "_time_prefix", counting)
+    planned(options, augment=augment)
+    assert measured == [21, 9][:passes]
 
 
 def test_augmentations_that_mix_a_batch_leave_nothing_to_keep(options, tmp_path):
@@ -245,6 +256,12 @@ def test_what_a_training_refuses_is_refused(options, tmp_path, monkeypatch):
     assert "90% of what is free" in (expected(options)[0].why_not or "")
     with pytest.raises(ConfigError, match="--features memory: 960 bytes"):
         expected({**options, "features": "memory"})
+
+
+def test_features_on_the_host_take_none_of_a_devices_memory(options, monkeypatch):
+    assert expected(options, on_device="off")[0].memory_bytes == 30 * 32  # a CPU has no other
+    monkeypatch.setattr(Memory, "on_devices", lambda self, place: place is DeviceRows)
+    assert expected(options, on_device="off")[0].memory_bytes == 0
 
 
 def test_decoding_is_hidden_behind_a_device(options, monkeypatch):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import vgg_jax
 from vgg_jax.errors import DataError
 from vgg_jax.workflows.load import load_backbone, load_classifier
 from vgg_jax.workflows.predict import predict
+
+PACKAGE = Path(vgg_jax.__file__).parent
 
 
 def test_pictures_and_folders_are_predicted_in_order(run, photos):
@@ -33,10 +38,15 @@ def test_pictures_and_folders_are_predicted_in_order(run, photos):
 
 
 def test_more_pictures_than_a_batch(run, photos):
-    paths = [photos / "test" / "dots" / "0.png"] * 70
+    pictures = sorted(photos.glob("train/*/*.png")) + sorted(photos.glob("validation/*/*.png"))
+    paths = [*pictures, *reversed(pictures), *pictures[:10]]  # 70
     results = list(predict(run.path, paths))
-    assert len(results) == 70
-    assert results[0].probabilities == results[-1].probabilities
+    assert [result.path for result in results] == list(map(str, paths))
+    alone = {path: next(predict(run.path, [path])).probabilities for path in pictures[::10]}
+    for result in results:
+        if (expected := alone.get(Path(result.path))) is not None:
+            assert result.probabilities == pytest.approx(expected, rel=1e-4)
+    assert len({tuple(result.probabilities.values()) for result in results[:30]}) == 30
 
 
 def test_a_broken_picture_does_not_stop_the_others(run, photos, tmp_path):
@@ -102,11 +112,20 @@ import flax.nnx, orbax.checkpoint
 before = set(sys.modules)
 from vgg_jax.workflows.predict import predict
 assert len(list(predict(*sys.argv[1:2], sys.argv[2:]))) == 1
-print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+print(json.dumps(sorted(set(sys.modules) - before)))
 """
     picture = photos / "test" / "dots" / "0.png"
     command = [sys.executable, "-c", code, str(run.path), str(picture)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    imported = set(json.loads(done.stdout))
-    assert "vgg_jax" in imported
-    assert not imported & {"grain", "optax", "tensorflow_datasets", "h5py", "rich", "requests"}
+    modules = set(json.loads(done.stdout))
+    packages = {name.partition(".")[0] for name in modules}
+    assert "vgg_jax" in packages
+    assert not packages & {"grain", "optax", "tensorflow_datasets", "h5py", "rich", "requests"}
+    ours = {file.relative_to(PACKAGE).with_suffix("") for file in PACKAGE.rglob("*.py")}
+    with_optax = {
+        ".".join(("vgg_jax", *path.parts))
+        for path in ours
+        if re.search(r"^(import|from) optax", (PACKAGE / path).with_suffix(".py").read_text(), re.M)
+    }
+    assert "vgg_jax.training.steps" in with_optax
+    assert not modules & with_optax

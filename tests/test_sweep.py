@@ -101,8 +101,35 @@ def test_an_interrupted_sweep_goes_on_and_takes_what_is_complete(options, tmp_pa
     for name in ("sgd", "rmsprop"):
         alone = train(**{**options, "optimizer": name}, run=str(tmp_path / name))
         same_run(alone.path, folder / name)
-    with pytest.raises(ConfigError, match="--batch-size 4 differs from the run's 8"):
+    problem = (
+        r"adam was begun otherwise: --batch-size 4 differs from the run's 8. .*folder by --run"
+    )
+    with pytest.raises(ConfigError, match=problem):
         sweep(**{**given, "batch_size": 4}, run=str(folder))
+
+
+def test_values_that_are_added_are_trained_beside_those_that_are_there(options, tmp_path):
+    given = {**options, "epochs": 1, "train_from": "head", "run": str(tmp_path / "sweep")}
+    first = sweep(**{**given, "head": "linear", "learning_rate": [1e-2, 1e-3]})
+    before = {path: path.read_text() for path in first.path.glob("*/metrics.jsonl")}
+    heads = ["linear", "dense256"]
+    found = sweep(**{**given, "head": heads, "learning_rate": [1e-2, 1e-3]})
+    names = {outcome.candidate.name for outcome in found.outcomes}
+    assert names == {"lr1e-2", "lr1e-3", "dense256-lr1e-2", "dense256-lr1e-3"}
+    assert all(path.read_text() == text for path, text in before.items())
+    other = sweep(**{**given, "head": "dense256", "learning_rate": [1e-3, 1e-4]})
+    names = {outcome.candidate.name for outcome in other.outcomes}
+    assert names == {"dense256-lr1e-3", "lr1e-4"}
+    again = sweep(**{**given, "head": "linear", "learning_rate": [1e-3, 1e-4]})
+    names = {outcome.candidate.name for outcome in again.outcomes}
+    assert names == {"lr1e-3", "linear-rmsprop-lr1e-4-wd0-ls0"}
+
+
+def test_early_stopping_is_not_left_out_unnoticed(options, tmp_path):
+    given = {**options, "epochs": 1, "run": str(tmp_path / "sweep")}
+    sweep(**{**given, "early_stop": 2})
+    with pytest.raises(ConfigError, match=r"--early-stop is not given, but the run's is 2. Leave"):
+        sweep(**given)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import os
 import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -58,6 +58,7 @@ class ArrayTable:
         dtype: DType,
         *,
         limit_bytes: int | None = None,
+        beside: Collection[ArrayTable] = (),
     ) -> None:
         """Open a table, which is made if it does not exist.
 
@@ -69,6 +70,8 @@ class ArrayTable:
                 unsigned integers of the same bits.
             limit_bytes: Most that all tables under `root` may take together; where a row would not
                 fit, tables that no process has open leave, the least recently used first.
+            beside: Tables that this process has open under `root`: where that is not enough, what
+                none of them was asked for leaves, too.
 
         Raises:
             CacheError: If the folder cannot be made, read or written to.
@@ -77,11 +80,12 @@ class ArrayTable:
         self.damaged = 0
         self._stored = _stored_as(self.dtype)
         self._row_bytes = row_bytes(shape, self._stored)
-        self._root, self._limit_bytes = root, limit_bytes
+        self._root, self._limit_bytes, self._beside = root, limit_bytes, beside
         description = _description(settings, shape, self.dtype)
         self.folder = root / digest_of(description)
         self._places: dict[bytes, tuple[Shard, int]] = {}
         self._places_lock = threading.Lock()
+        self._shards: set[Shard] = set()
         self._wanted: set[Shard] = set()
         self._writer: ShardWriter | None = None
         self._writer_lock = threading.Lock()
@@ -118,6 +122,7 @@ class ArrayTable:
             # A row that was damaged and is written anew is in two shards: the later one counts.
             with self._places_lock:
                 self._places.update((id, (shard, number)) for number, id in enumerate(shard.ids))
+                self._shards.add(shard)
             return shard
         return None
 
@@ -130,15 +135,6 @@ class ArrayTable:
         if place is not None:
             self._wanted.add(place[0])
         return place is not None
-
-    def __len__(self) -> int:
-        """Return how many rows can be read."""
-        return len(self._places)
-
-    def ids(self) -> frozenset[bytes]:
-        """Return the ids of all rows that can be read."""
-        with self._places_lock:
-            return frozenset(self._places)
 
     def read(self, ids: Sequence[bytes], out: NDArray[Any]) -> NDArray[np.bool_]:
         """Read rows into the first places of `out`.
@@ -238,8 +234,9 @@ class ArrayTable:
         make_room(self._root, limit_bytes - own_bytes + written, keep=self.folder)
         self._other_bytes = size_of(self._root) - written
         if self._other_bytes + own_bytes > limit_bytes:
-            self._drop_unwanted(self._other_bytes + own_bytes - limit_bytes)
-            self._other_bytes = size_of(self._root) - written
+            for table in (self, *self._beside):
+                table._drop_unwanted(self._other_bytes + own_bytes - limit_bytes)
+                self._other_bytes = size_of(self._root) - written
         if self._other_bytes + own_bytes > limit_bytes:
             self._complete_shard()
             raise CacheError(
@@ -256,7 +253,7 @@ class ArrayTable:
         They are this table's, of other pictures; who reads them elsewhere computes them anew.
         """
         with self._places_lock:
-            shards = {shard for shard, _ in self._places.values()} - self._wanted
+            shards = self._shards - self._wanted
             for shard in sorted(shards, key=lambda shard: shard.written):
                 if count <= 0:
                     break
@@ -264,6 +261,7 @@ class ArrayTable:
                 gone = [id for id, (place, _) in self._places.items() if place is shard]
                 for id in gone:
                     del self._places[id]
+                self._shards.remove(shard)
                 shutil.rmtree(shard.folder, ignore_errors=True)
 
     def _complete_shard(self) -> None:

@@ -119,21 +119,27 @@ class ProgramStore:
         """Keep a program, if that is possible."""
         if not self._is_writable or len(value) > self._most_bytes:
             return
-        path = self._file(key)
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{_PART}")
         try:
-            self._make_room(_CHECKSUM_BYTES + len(value))
             try:
-                part.write_bytes(hashlib.sha256(value).digest() + value)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)  # where it failed
+                self._write(self._file(key), value)
+            except FileNotFoundError:  # somebody removed the folder, or what was written
+                if self.open():
+                    self._write(self._file(key), value)
         except OSError as error:
             self._give_up(error)
 
+    def _write(self, path: Path, value: bytes) -> None:
+        self._make_room(_CHECKSUM_BYTES + len(value))
+        part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{_PART}")
+        try:
+            part.write_bytes(hashlib.sha256(value).digest() + value)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)  # where it failed
+
     def _file(self, key: str) -> Path:
         # Programs are laid out for a number of cores, of which JAX' key says nothing.
-        return self._path / hashlib.sha256(f"{key} {_cores()}".encode()).hexdigest()
+        return self._path / hashlib.sha256(f"{key} {processors_of_xla()}".encode()).hexdigest()
 
     def _make_room(self, size: int) -> None:
         """Delete old programs if the folder may become too large."""
@@ -165,8 +171,8 @@ class ProgramStore:
         )
 
 
-def _cores() -> str:
-    """Return for how many cores XLA compiles."""
+def processors_of_xla() -> str:
+    """Return for how many processors XLA compiles, on which the last bits of results depend."""
     wanted = os.environ.get("PJRT_NPROC") or os.environ.get("NPROC")
     if wanted:
         return wanted

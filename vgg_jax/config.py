@@ -179,7 +179,8 @@ class TrainConfig:
         if self.augment and not self.views and self.features in ("memory", "disk"):
             raise ConfigError(
                 f"--features {self.features} does not go with --augment, which changes the pictures"
-                " anew in each epoch. Keep a number of views of each, --views 4, or leave it out."
+                " anew in each epoch. Leave it out, or keep a number of views of each, if none of"
+                " the augmentations mixes pictures: --views 4."
             )
 
     def _check_plugins(self) -> None:

@@ -19,6 +19,15 @@ class ConfigError(VggJaxError):
     """A configuration value has the wrong type, is out of range, or contradicts another one."""
 
 
+class OtherOptionsError(ConfigError):
+    """Options differ from those that a run was begun with, and what is done would not fit them."""
+
+    def __init__(self, differences: str, advice: str) -> None:
+        """Say what differs, and what can be done about it."""
+        super().__init__(f"{differences}{advice}")
+        self.differences = differences
+
+
 class OptionError(ConfigError):
     """An option of a head or an augmentation is unknown, of the wrong type, or out of range."""
 

@@ -31,7 +31,7 @@ USED_FILE, DESCRIPTION_FILE = "used", "table.json"
 _DIGEST_CHARACTERS = 32
 _DIGEST = re.compile(rf"[0-9a-f]{{{_DIGEST_CHARACTERS}}}")
 _REMOVED_PREFIX = ".removed-"
-_NO_KERNEL_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_NO_KERNEL_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 _TRIES = 100  # each is spoilt by another process that removes the table at that moment
 
 
@@ -83,7 +83,7 @@ def _table(path: Path) -> Table:
 
 def digest_of(description: Mapping[str, Any]) -> str:
     """Return the name of the table of that description, which consists of JSON values."""
-    canonical = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:_DIGEST_CHARACTERS]
 
 
@@ -150,8 +150,10 @@ def _remove_what_is_partial(file: int, folder: Path) -> None:
 
 def is_held(folder: Path) -> bool:
     """Tell whether a process has the table open."""
+    path = folder / USED_FILE
     try:
-        file = os.open(folder / USED_FILE, os.O_RDONLY)
+        # Over NFS a file is locked only by who may write to it.
+        file = os.open(path, os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

@@ -82,7 +82,7 @@ Memory: {format_bytes(plan.memory_bytes)} of {format_bytes(plan.available_bytes)
  Largest safe batch: {plan.largest_batch_size}.
 Features: {shape} a picture, {format_bytes(features.bytes)} in all; {keeping}.
 Decoding: {1 / plan.decode_seconds:,.0f} pictures a second.
-Compiling: {format_seconds(plan.compile_seconds)}, once.
+Compiling: {format_seconds(plan.compile_seconds)}, once; the training will find it done.
 """
     )
     kept, computed = plan.epochs.kept, plan.epochs.computed

@@ -64,7 +64,7 @@ def sweep(
     with user_errors():
         swept = {
             "head": head or None,
-            "optimizer": optimizer and optimizer.split(","),
+            "optimizer": optimizer and [name.strip() for name in optimizer.split(",")],
             "learning_rate": _numbers("learning-rate", learning_rate),
             "weight_decay": _numbers("weight-decay", weight_decay),
             "label_smoothing": _numbers("label-smoothing", label_smoothing),

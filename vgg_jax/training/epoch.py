@@ -123,21 +123,24 @@ class Epoch:
         # Placed as the step returns them, or it compiles twice.
         totals = replicate(self._mesh, Totals.start(self._start.sums))
         reported = time.perf_counter()
-        for i, inputs in enumerate(closing_at_end(batches), start=self._first + 1):
+        for i, inputs in enumerate(closing_at_end(batches), start=self._first):
             jax.block_until_ready(totals)  # bounds how many batches wait
+            if i > self._first and time.perf_counter() - reported >= _SECONDS_BETWEEN_REPORTS:
+                reported = time.perf_counter()
+                self._report(i, totals)  # which are there, before the next step takes them over
             state, totals = self._steps.train(state, totals, inputs)
-            now = time.perf_counter()
-            if now - reported >= _SECONDS_BETWEEN_REPORTS or i == self._count:
-                reported = now
-                sums = self._checked(totals)
-                self._progress.step_done(
-                    i,
-                    sums.examples / self._seconds,
-                    sums.loss / max(sums.examples, 1),
-                    sums.correct / max(sums.examples, 1),
-                )
-            self._serve(state, totals, i)
+            self._serve(state, totals, i + 1)
+        self._report(self._count, totals)
         return state, totals
+
+    def _report(self, steps: int, totals: Totals) -> None:
+        sums = self._checked(totals)
+        self._progress.step_done(
+            steps,
+            sums.examples / self._seconds,
+            sums.loss / max(sums.examples, 1),
+            sums.correct / max(sums.examples, 1),
+        )
 
     def _serve(self, state: TrainState, totals: Totals, batches: int) -> None:
         """Save when it is time to; save and raise when a signal came, or a save has failed."""

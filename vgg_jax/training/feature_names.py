@@ -6,6 +6,7 @@ A table on disk goes by what all its rows have in common, a row by the picture t
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import platform
 import re
@@ -18,9 +19,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from vgg_jax.compilation import processors_of_xla
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import Examples
-from vgg_jax.data.pipeline import usable_processors
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.plugins import OWN_PACKAGE, find_plugin
@@ -71,7 +72,7 @@ def settings_of(
         "options": {name: str(jax.config.values[name]) for name in _JAX_OPTIONS},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "device": _device(),
-        "processors": usable_processors(),
+        "processors": processors_of_xla(),
         "rows": min(rows, _ROWS_ALIKE),
     }
     if view is not None:
@@ -129,12 +130,14 @@ def _code_of(module: str) -> dict[str, str]:
 
     Somebody who writes a package changes it without changing its version.
     """
-    found = sys.modules[module]
-    file = getattr(found, "__file__", None)
-    if file is None:
+    names = [*itertools.accumulate(module.split("."), "{}.{}".format)]
+    files = (getattr(sys.modules[name], "__file__", None) for name in names)
+    first = next(filter(None, files), None)  # namespaces around it have no file
+    if first is None:
         return {}
-    files = [*Path(file).parent.rglob("*.py")] if found.__package__ else [Path(file)]
-    return {str(path.relative_to(Path(file).parent)): file_sha256(path) for path in files}
+    file = Path(first)
+    files = file.parent.rglob("*.py") if file.name == "__init__.py" else [file]
+    return {str(path.relative_to(file.parent)): file_sha256(path) for path in files}
 
 
 def _versions_needed(package: str) -> dict[str, str]:

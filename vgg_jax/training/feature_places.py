@@ -32,11 +32,10 @@ def why_not_kept(config: ResolvedConfig, chain: Chain) -> str | None:
         ConfigError: If the options contradict each other.
     """
     names = ", ".join(config.augment)
-    if chain.mixes and (config.views or config.features in ("memory", "disk")):
-        option = f"--views {config.views}" if config.views else f"--features {config.features}"
+    if chain.mixes and config.views:
         raise ConfigError(
-            f"{option} does not go with augmentations that mix the pictures of a batch ({names}):"
-            " features then depend on the batch. Leave out one or the other."
+            f"--views {config.views} does not go with augmentations that mix the pictures of a"
+            f" batch ({names}): features then depend on the batch. Leave out one or the other."
         )
     if config.features == "off":
         return "--features off"
@@ -103,7 +102,8 @@ def choose_places(
         no_disk = _why_not_on_disk(config, count, disk_bytes, stored)
     if config.features == "disk" and no_disk:
         raise ConfigError(
-            f"--features disk: {no_disk}. Make room, or use --features memory or off."
+            f"--features disk: {no_disk}. Make room (vgg-jax cache clear), or use --features memory"
+            " or off."
         )
     if config.features == "memory" and no_memory:
         raise ConfigError(f"--features memory: {no_memory}. Use --features disk or off.")

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.data.pipeline import Batch
-from vgg_jax.errors import CacheError
 from vgg_jax.training.kept_rows import KeptRows
 from vgg_jax.training.rows import DeviceRows, padded
 from vgg_jax.training.steps import Inputs
@@ -32,15 +31,11 @@ class Keep(Protocol):
     """Keeps the features of one split."""
 
     def rows(self, features: Features, view: int) -> KeptRows | None:
-        """Return where those of a view are kept; None if they no longer can be."""
+        """Return where those of a view are kept; None if they are not."""
         ...
 
     def passed(self, features: Features, view: int) -> None:
         """Take notice that all batches of a view were given."""
-        ...
-
-    def give_up(self, error: CacheError) -> None:
-        """Take notice that those of no view can be kept any more."""
         ...
 
 
@@ -70,21 +65,15 @@ class Features:
 
     def batches(self, order: np.ndarray, view: int) -> Iterator[Inputs]:
         """Yield the examples at the positions `order`, in batches; the last is padded."""
-        done = 0
         rows = self.keep.rows(self, view) if self.keep else None
-        if self.keep is not None and rows is not None:
-            with closing(self._through(rows, order, view)) as found:
-                try:
-                    for inputs in found:
-                        yield inputs
-                        done += self.batch_size
-                except CacheError as error:
-                    self.keep.give_up(error)
-        with closing(self._computed(order[done:], view)) as computed:
-            for positions, features in computed:
-                yield self._inputs(positions, self.pool(features))
-        if self.keep is not None:
-            self.keep.passed(self, view)
+        if self.keep is None or rows is None:
+            with closing(self._computed(order, view)) as computed:
+                for positions, features in computed:
+                    yield self._inputs(positions, self.pool(features))
+            return
+        with closing(self._through(rows, order, view)) as found:
+            yield from found
+        self.keep.passed(self, view)
 
     def _through(self, rows: KeptRows, order: np.ndarray, view: int) -> Generator[Inputs]:
         """Yield batches out of `rows`, computed first where they are missing."""

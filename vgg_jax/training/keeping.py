@@ -30,6 +30,13 @@ View = int | None  # None: pictures as they are
 Splits = Mapping[str, tuple[Examples, Sequence[View]]]
 
 
+def tell_not_kept(config: ResolvedConfig, why_not: str, progress: Progress) -> None:
+    """Tell the user that features are not kept, and what comes of that."""
+    progress.note(f"Features are not kept: {why_not}.")
+    if config.verify_features:
+        progress.warn(f"--verify-features {config.verify_features} finds nothing to verify.")
+
+
 class Keeper:
     """Keeps the features of the splits of one training."""
 
@@ -71,6 +78,7 @@ class Keeper:
         self._stored = self._damaged = 0
         self._verified: set[tuple[str, View]] = set()
         self._place: type[DeviceRows | HostRows] | None = None
+        self._writes = True
         self._decide(memory)
 
     def of(self, split: str, *, augmented: bool) -> KeptSplit:
@@ -78,7 +86,7 @@ class Keeper:
         return KeptSplit(self, split, augmented)
 
     def rows(self, split: str, view: View, features: Features) -> KeptRows | None:
-        """Return where the features of a split in a view are kept; None if they no longer are."""
+        """Return where the features of a split in a view are kept; None if they are not."""
         if self._place is None and not self._tables:
             return None
         if (split, view) not in self._rows:
@@ -93,30 +101,25 @@ class Keeper:
         """
         if (rows := self._rows.get((split, view))) is None:
             return
-        try:
-            rows.flush()
-        except CacheError as error:
-            self.give_up(error)
-            return
+        rows.flush()
         self._tell_damage()
         if self._config.verify_features and (split, view) not in self._verified:
             self._verified.add((split, view))
             self._verify(split, view, rows, features)
-
-    def give_up(self, error: CacheError) -> None:
-        """Keep nothing on disk any longer, and tell the user why."""
-        self._progress.warn(f"Features are no longer kept on disk. {error}")
-        for rows in self._rows.values():
-            rows.close()
-        if self._place is None:
-            self._rows.clear()
-        self._close_tables()
 
     def close(self) -> None:
         """End what goes on in the background."""
         for rows in self._rows.values():
             rows.close()
         self._close_tables()
+
+    def _stop_writing(self, error: CacheError) -> None:
+        """Keep no more on disk, and tell the user why."""
+        if self._writes:
+            self._writes = False
+            self._progress.warn(f"No further features are kept on disk. {error}")
+            for rows in self._rows.values():
+                rows.stop_writing()
 
     def _tell_damage(self) -> None:
         damaged = sum(table.damaged for table in self._tables.values())
@@ -175,7 +178,7 @@ class Keeper:
         if not places.on_disk:
             self._close_tables()
         if places.why_not is not None:
-            self._progress.note(f"Features are not kept: {places.why_not}.")
+            tell_not_kept(self._config, places.why_not, self._progress)
             return
         self._place = places.memory
         if self._place:
@@ -205,7 +208,9 @@ class Keeper:
                 self._config, self._steps, self._frozen, view, self._rows_per_device
             )
             shape, dtype = self._features.shape[1:], self._features.dtype
-            self._tables[view] = ArrayTable(root, settings, shape, dtype, limit_bytes=limit)
+            self._tables[view] = ArrayTable(
+                root, settings, shape, dtype, limit_bytes=limit, beside=self._tables.values()
+            )
         return self._tables[view]
 
     def _make_rows(self, split: str, view: View, features: Features) -> KeptRows:
@@ -216,11 +221,14 @@ class Keeper:
         if self._place is None:
             if disk is None:
                 raise RuntimeError("neither on disk nor in memory")
-            return OnDisk(disk, self._steps.pool)
-        shape, dtype = self._pooled.shape[1:], self._pooled.dtype
-        memory = self._place(self._mesh, count, shape, dtype)
-        rows = InMemory(memory, self._steps.pool, disk, self.give_up)
-        rows.load(count, features.batch_size, features.rows)
+            rows = OnDisk(disk, self._steps.pool, self._stop_writing)
+        else:
+            shape, dtype = self._pooled.shape[1:], self._pooled.dtype
+            memory = self._place(self._mesh, count, shape, dtype)
+            rows = InMemory(memory, self._steps.pool, disk, self._stop_writing)
+            rows.load(count, features.batch_size, features.rows)
+        if not self._writes:
+            rows.stop_writing()
         return rows
 
     def _names(self, split: str, view: View) -> np.ndarray:
@@ -231,7 +239,7 @@ class Keeper:
             try:
                 table.close()
             except CacheError as error:
-                self._progress.warn(str(error))
+                self._stop_writing(error)
         self._tables.clear()
 
 
@@ -250,10 +258,6 @@ class KeptSplit:
     def passed(self, features: Features, view: int) -> None:
         """As in `vgg_jax.training.features.Keep`."""
         self.keeper.passed(self.split, view if self.augmented else None, features)
-
-    def give_up(self, error: CacheError) -> None:
-        """As in `vgg_jax.training.features.Keep`."""
-        self.keeper.give_up(error)
 
 
 def _bytes_of(rows: jax.ShapeDtypeStruct) -> int:

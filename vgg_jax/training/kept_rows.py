@@ -16,17 +16,22 @@ from vgg_jax.errors import CacheError
 from vgg_jax.training.rows import DiskRows, Rows
 
 Pool = Callable[[jax.Array], jax.Array]
+Warn = Callable[[CacheError], None]
 
 
 class KeptRows(Rows, Protocol):
-    """Rows that take features as the prefix gives them, and give them pooled."""
+    """Rows that take features as the prefix gives them, and give them pooled.
+
+    What the disk does not take costs computing it again, nothing else: it is told, once, and no
+    method raises.
+    """
 
     def flush(self) -> None:
-        """Let later trainings have what was put.
+        """Let later trainings have what was put."""
+        ...
 
-        Raises:
-            CacheError: If it cannot be written, and is nowhere else.
-        """
+    def stop_writing(self) -> None:
+        """Write no more, and go on with what is there."""
         ...
 
     def close(self) -> None:
@@ -42,7 +47,7 @@ class InMemory:
         memory: Rows,
         pool: Pool,
         disk: DiskRows | None = None,
-        warn: Callable[[CacheError], None] = lambda error: None,
+        warn: Warn = lambda error: None,
     ) -> None:
         """Keep in `memory` and, if given, on `disk`; `warn` is told if that fails."""
         self._memory, self._pool, self._disk, self._warn = memory, pool, disk, warn
@@ -82,8 +87,12 @@ class InMemory:
         """As in `Rows`: there is nothing to do."""
 
     def flush(self) -> None:
-        """As in `KeptRows`; never raises."""
+        """As in `KeptRows`."""
         self._write(DiskRows.flush)
+
+    def stop_writing(self) -> None:
+        """As in `KeptRows`."""
+        self.close()
 
     def close(self) -> None:
         """As in `KeptRows`; what is in memory stays."""
@@ -101,15 +110,30 @@ class InMemory:
 
 
 class OnDisk:
-    """Kept on disk alone."""
+    """Kept on disk alone; where that can no longer be written, what it has is."""
 
-    def __init__(self, disk: DiskRows, pool: Pool) -> None:
-        """Keep on `disk`."""
-        self._disk, self._pool = disk, pool
-        self.has, self.put, self.prefetch = disk.has, disk.put, disk.prefetch
-        self.flush, self.close = disk.flush, disk.close
+    def __init__(self, disk: DiskRows, pool: Pool, warn: Warn = lambda error: None) -> None:
+        """Keep on `disk`; `warn` is told if that fails."""
+        self._disk, self._pool, self._warn = disk, pool, warn
+        self.has, self.prefetch = disk.has, disk.prefetch
+        self.stop_writing, self.close = disk.stop_writing, disk.close
+
+    def put(self, positions: np.ndarray, values: jax.Array) -> None:
+        """As in `Rows`."""
+        self._write(lambda: self._disk.put(positions, values))
 
     def get(self, positions: np.ndarray, rows: int) -> jax.Array | None:
         """As in `Rows`."""
         features = self._disk.get(positions, rows)
         return None if features is None else self._pool(features)
+
+    def flush(self) -> None:
+        """As in `KeptRows`."""
+        self._write(self._disk.flush)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except CacheError as error:
+            self.stop_writing()
+            self._warn(error)

@@ -23,6 +23,10 @@ class Memory:
         on_devices = int(MOST_OF_MEMORY * available_bytes(mesh))
         self._devices = on_devices if config.on_device == "auto" else 0
 
+    def on_devices(self, place: type[DeviceRows | HostRows] | None) -> bool:
+        """Tell whether what is held so takes memory of the devices."""
+        return place is DeviceRows or (place is HostRows and not self._apart)
+
     def place_for(self, count: int) -> type[DeviceRows | HostRows] | None:
         """Return what holds so many bytes; None if there is no room."""
         if count <= self._devices:

@@ -47,7 +47,7 @@ class Rows(Protocol):
 
 
 class DeviceRows:
-    """Rows in the memory of every device, so that a batch of them needs nothing from the host."""
+    """Rows in the memory of every device: for a batch of them the host sends positions alone."""
 
     def __init__(
         self, mesh: jax.sharding.Mesh, count: int, shape: tuple[int, ...], dtype: np.dtype
@@ -116,8 +116,10 @@ class DiskRows:
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="features-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="features-write")
         self._writing: collections.deque[Future[None]] = collections.deque()
-        self._fresh: dict[bytes, np.ndarray] = {}  # until the table gives them, in order
+        # In order, until the table gives them; until they are got, where it is no longer written.
+        self._fresh: dict[bytes, np.ndarray] = {}
         self._ahead: dict[bytes, _Reading] = {}
+        self._writes = True
 
     def has(self, positions: np.ndarray) -> np.ndarray:
         """As in `Rows`."""
@@ -132,9 +134,16 @@ class DiskRows:
         """
         names, rows = [self._names[i] for i in positions], np.asarray(values)[: len(positions)]
         self._fresh.update(zip(names, rows, strict=True))
-        self.write(positions, values)
-        for name in itertools.takewhile(self.table.__contains__, [*self._fresh]):
-            del self._fresh[name]
+        if self._writes:
+            self.write(positions, values)
+            for name in itertools.takewhile(self.table.__contains__, [*self._fresh]):
+                del self._fresh[name]
+
+    def stop_writing(self) -> None:
+        """From now on keep what is put until it is got, once, and give what the table has."""
+        self._writes = False
+        self._writer.shutdown(cancel_futures=True)
+        self._writing.clear()
 
     def write(self, positions: np.ndarray, values: jax.Array) -> None:
         """Write rows in the background, which can be read some time later; errors as for `put`."""
@@ -151,14 +160,20 @@ class DiskRows:
         """Wait until all is written and can be read by other processes; errors as for `put`."""
         while self._writing:
             self._writing.popleft().result()
-        self.table.flush()
-        self._fresh.clear()
+        if self._writes:
+            self.table.flush()
+            self._fresh.clear()
 
     def get(self, positions: np.ndarray, rows: int) -> jax.Array | None:
         """As in `Rows`."""
         reading = self._ahead.pop(positions.tobytes(), None) or self._start(positions, rows)
         found = reading.result()
-        return None if found is None else put_batch(self._mesh, found)
+        if found is None:
+            return None
+        if not self._writes:
+            for i in positions:
+                self._fresh.pop(self._names[i], None)
+        return put_batch(self._mesh, found)
 
     def prefetch(self, positions: np.ndarray, rows: int) -> None:
         """As in `Rows`."""

@@ -136,11 +136,19 @@ class RunFiles:
         from vgg_jax.training.run_plugins import as_used, check_plugins  # brings JAX
 
         plugins = self.read_record().plugins
-        config = ResolvedConfig.from_values(read_toml(self.path / CONFIG_FILE))
+        config = self.read_written_config()
         check_plugins(
             config, self.path, plugins, training=training, allow_local_code=allow_local_code
         )
         return as_used(config, self.path, plugins, training=training, progress=progress)
+
+    def read_written_config(self) -> ResolvedConfig:
+        """Read the configuration as it stands, whatever plugins it names.
+
+        Raises:
+            ConfigError: If the file cannot be read, or is no configuration.
+        """
+        return ResolvedConfig.from_values(read_toml(self.path / CONFIG_FILE))
 
     def read_record(self) -> RunRecord:
         """Read `run.json`.

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import shlex
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet
-from vgg_jax.errors import TrainingDiverged, TrainingInterrupted
+from vgg_jax.errors import ConfigError, OtherOptionsError, TrainingDiverged, TrainingInterrupted
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.model.freezing import label_parameters, split_parameters
 from vgg_jax.plugin_choices import parse_choice
@@ -158,12 +158,18 @@ class Work:
         given = {**candidate.config.as_toml_values(), "run": str(run.path)}
         progress = self._begin(candidate)
         try:
+            _refuse_to_stop_later(candidate, run)
             with self._interruptible():
                 resume_training(
                     given, progress, self.interruption, allow_local_code=allow_local_code
                 )
         except TrainingDiverged as error:
             return self._outcome(candidate, run, error)
+        except OtherOptionsError as error:
+            raise ConfigError(
+                f"{run.path} was begun otherwise: {error.differences}. Leave that as it was, or"
+                " name another folder by --run."
+            ) from error
         return self._outcome(candidate, run)
 
     def train(self, candidates: Sequence[Candidate], shared: Shared) -> list[Outcome]:
@@ -285,6 +291,15 @@ class Work:
                 f" {shlex.quote(str(self.path))}",
                 stop.signal_number,
             ) from stop
+
+
+def _refuse_to_stop_later(candidate: Candidate, run: RunFolder) -> None:
+    """Refuse to leave out early stopping, which for one run by itself means that it stays."""
+    before = None
+    with suppress(ConfigError):  # which is told by whoever needs it
+        before = run.read_written_config().early_stop
+    if before is not None and candidate.config.early_stop is None:
+        raise OtherOptionsError(f"--early-stop is not given, but the run's is {before}", "")
 
 
 def _trained(parameters: Parameters, config: ResolvedConfig) -> dict[str, jax.ShapeDtypeStruct]:

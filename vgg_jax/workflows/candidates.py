@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from decimal import Decimal
 from typing import Any
 
@@ -30,7 +30,7 @@ class Candidate:
 
 
 def candidates_of(options: Mapping[str, Any]) -> list[Candidate]:
-    """Return the candidates of a sweep, the options named first changing slowest.
+    """Return the candidates of a sweep; the options that `SWEPT` names first change slowest.
 
     Args:
         options: Fields of `TrainConfig` but for `run`; those in `SWEPT` may have several values.
@@ -59,6 +59,31 @@ def candidates_of(options: Mapping[str, Any]) -> list[Candidate]:
     return list(found.values())
 
 
+def named_as_there(
+    candidates: Sequence[Candidate], there: Mapping[str, ResolvedConfig]
+) -> list[Candidate]:
+    """Give candidates that a folder has already the names of their runs, and the others new ones.
+
+    Args:
+        candidates: Of a sweep, named without regard to the folder.
+        there: The options of the runs in the folder, by name.
+    """
+    runs = {_name(config, [*SWEPT]): name for name, config in there.items()}
+    names = [_name(candidate.config, [*SWEPT]) for candidate in candidates]
+    found: list[Candidate] = []
+    taken = set(there)
+    for candidate, whole in zip(candidates, names, strict=True):
+        name = candidate.name
+        if names.count(whole) == 1:  # else heads of different packages have one name
+            if whole in runs:
+                name = runs[whole]
+            elif name in there:  # with other values of options that were not swept before
+                name = _unlike(taken, whole)
+        taken.add(name)
+        found.append(dataclasses.replace(candidate, name=name))
+    return found
+
+
 def _values(name: str, given: Any) -> list[Any]:
     values = list(given) if isinstance(given, (list, tuple)) else [given]
     if not values:
@@ -75,7 +100,7 @@ def _name(config: ResolvedConfig, fields: list[str]) -> str:
     return "-".join(SWEPT[field](getattr(config, field)) for field in fields)
 
 
-def _unlike(names: set[str], name: str) -> str:
+def _unlike(names: Set[str], name: str) -> str:
     """Return `name`, or with a number behind it where that is taken."""
     numbered = (f"{name}-{n}" for n in itertools.count(2))
     return next(text for text in itertools.chain([name], numbered) if text not in names)

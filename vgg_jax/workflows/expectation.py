@@ -36,7 +36,7 @@ class Features:
         stored: How many pictures of training, view by view, have theirs on disk already.
         stored_validation: The same of validation.
         pictures_stay: Whether, without kept features, the decoded pictures stay on the devices.
-        memory_bytes: Of the kept features, or of those pictures.
+        memory_bytes: Of the kept features, or of those pictures, on each device.
     """
 
     shape: tuple[int, ...]
@@ -88,7 +88,7 @@ def expected_features(
     )
     held = pictures if stay else 0
     if places.why_not is None:
-        held = count * pooled_bytes if places.memory else 0
+        held = count * pooled_bytes if memory.on_devices(places.memory) else 0
     return Features(
         shape=programs.features.shape,
         bytes=count * row_bytes,

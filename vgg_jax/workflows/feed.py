@@ -24,7 +24,7 @@ from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed
 from vgg_jax.training.feature_places import why_not_kept
 from vgg_jax.training.features import Features, ResidentPictures
-from vgg_jax.training.keeping import Keeper, Splits
+from vgg_jax.training.keeping import Keeper, Splits, tell_not_kept
 from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows
 from vgg_jax.training.steps import Inputs, Steps, put_batch
@@ -105,9 +105,7 @@ def open_feed(source: Source, data: DataSet, progress: Progress) -> Generator[Fe
     config = source.config
     memory = Memory(config, source.mesh)
     if why_not := why_not_kept(config, source.chain):
-        progress.note(f"Features are not kept: {why_not}.")
-        if config.verify_features:
-            progress.warn(f"--verify-features {config.verify_features} finds nothing to verify.")
+        tell_not_kept(config, why_not, progress)
         yield make_feed(source, data, memory, None)
         return
     views = range(1, config.views + 1) if config.augment else (None,)

@@ -65,7 +65,7 @@ class Plan:
         train: The trained part, in a step of training.
         evaluate: The trained part, in validation.
         decode_seconds: Of one picture, with all threads that read.
-        compile_seconds: Of all programs, once in a training.
+        compile_seconds: Of these programs; a training that follows finds them in the cache.
         memory_bytes: What the training needs on each device.
         available_bytes: What is free there.
         largest_batch_size: That is safe, and no larger than the training split; 0 if none is.
@@ -127,14 +127,16 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     batch_size = batch_size_of(resolved, data.splits["train"])
     progress.note(f"Compiling for batches of {batch_size}.")
     begun = time.perf_counter()
-    another_size = batch_size // 2 or 2  # not a larger one, which may not even compile
+    rows = padded_rows(batch_size, session.mesh.size)
+    # Not more, if that can be, which may not even compile.
+    other_rows = padded_rows(rows // 2, session.mesh.size) if rows > session.mesh.size else 2 * rows
     with naming_a_smaller_batch(batch_size, _smaller):
-        programs = compile_programs(session, padded_rows(batch_size, session.mesh.size))
+        programs = compile_programs(session, rows)
         compile_seconds = time.perf_counter() - begun
-        others = compile_programs(session, padded_rows(another_size, session.mesh.size))
+        others = compile_programs(session, other_rows)
     memory = Memory(resolved, session.mesh)
     features = expected_features(session, data, programs, memory)
-    needed = {batch_size: programs.memory_bytes, another_size: others.memory_bytes}
+    needed = {rows: programs.memory_bytes, other_rows: others.memory_bytes}
     room = int(_SAFE * available) - features.memory_bytes
     largest = min(largest_batch(needed, room), data.counts["train"])
     memory_bytes = programs.memory_bytes + features.memory_bytes

@@ -10,7 +10,7 @@ from typing import Any
 from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet
-from vgg_jax.errors import ConfigError, TrainingError
+from vgg_jax.errors import ConfigError, OtherOptionsError, TrainingError
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored
@@ -156,13 +156,14 @@ def _refuse(
         for name in sorted(refused)
     )
     if refused & _MUST_STAY:
-        raise ConfigError(
-            f"{differences}: what is trained so far does not fit another. Leave it out, or train a"
-            " new run."
+        raise OtherOptionsError(
+            differences,
+            ": what is trained so far does not fit another. Leave it out, or train a new run.",
         )
-    raise ConfigError(
-        f"{differences}. That would change the result. Leave it out, train a new run, or go on with"
-        " it all the same: --override."
+    raise OtherOptionsError(
+        differences,
+        ". That would change the result. Leave it out, train a new run, or go on with it all the"
+        " same: --override.",
     )
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vgg_jax.compilation import keep_compiled_programs
-from vgg_jax.errors import TrainingError
+from vgg_jax.config import ResolvedConfig
+from vgg_jax.errors import ConfigError, TrainingError
 from vgg_jax.progress import Progress
 from vgg_jax.training.interruption import Interruption
+from vgg_jax.training.run_files import RunFiles
 from vgg_jax.training.run_folder import RunFolder, claim_folder
 from vgg_jax.workflows.candidate_trainings import Outcome, Shared, Work
-from vgg_jax.workflows.candidates import Candidate, candidates_of
+from vgg_jax.workflows.candidates import Candidate, candidates_of, named_as_there
 from vgg_jax.workflows.run import Run
+from vgg_jax.workflows.runs import run_folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,8 @@ def run_sweep(
     """
     keep_compiled_programs(progress)
     path = Path(folder).expanduser() if folder else None
+    if path is not None:
+        candidates = named_as_there(candidates, _configs(path))
     new = [c for c in candidates if path is None or RunFolder(path / c.name).is_free()]
     shared = Shared.open(new, progress) if new else None
     path = path or claim_folder(candidates[0].config.data, "sweep")
@@ -107,3 +113,12 @@ def run_sweep(
         )
     done = [outcome for outcome in outcomes if not outcome.failure]
     return Sweep(path, sorted(done, key=lambda outcome: outcome.rank, reverse=True) + failed)
+
+
+def _configs(path: Path) -> dict[str, ResolvedConfig]:
+    """Return the options of the runs in a folder, by name."""
+    found: dict[str, ResolvedConfig] = {}
+    for folder in run_folders(path) if path.is_dir() else ():
+        with suppress(ConfigError):  # told when that run is to be gone on with
+            found[folder.name] = RunFiles(folder).read_written_config()
+    return found

@@ -11,7 +11,6 @@ import numpy as np
 
 from vgg_jax.data.examples import DataSet, Split
 from vgg_jax.data.pipeline import Batch, epoch_order
-from vgg_jax.errors import CacheError
 from vgg_jax.training.features import Features, pieces_of
 from vgg_jax.training.kept_rows import InMemory, KeptRows
 from vgg_jax.training.rows import DeviceRows
@@ -55,9 +54,9 @@ def measure(session: Session, data: DataSet) -> Timing:
     train, batches, decode = _decoded(source, data, "train")
     prefix, kept = _time_prefix(source, train, batches, session.chain.mixes)
 
-    validation, batches, _ = _decoded(source, data, "validation")
     validation_prefix, validation_kept = prefix, kept
-    if session.chain.on_device or validation.rows != train.rows:  # then programs of its own
+    if session.chain.on_device:  # then validation has a program of its own
+        validation, batches, _ = _decoded(source, data, "validation")
         validation_prefix, validation_kept = _time_prefix(source, validation, batches, False)
 
     def evaluations() -> Iterator[object]:
@@ -128,9 +127,6 @@ class _Kept:
 
     def passed(self, features: Features, view: int) -> None:
         pass
-
-    def give_up(self, error: CacheError) -> None:
-        raise error
 
 
 def _forever(batches: Callable[[], Iterable[Inputs]]) -> Iterator[Inputs]:
