@@ -208,6 +208,16 @@ def test_what_was_not_used_for_long_leaves_first(tmp_path):
     assert not notes
 
 
+def test_a_folder_that_is_removed_meanwhile_is_made_anew(tmp_path):
+    store, notes = new_store(tmp_path / "compiled")
+    store.put("first", b"program")
+    shutil.rmtree(tmp_path / "compiled")
+    assert store.get("first") is None
+    store.put("second", b"program")
+    assert store.get("second") == b"program"
+    assert not notes
+
+
 def test_killed_while_it_writes(tmp_path):
     code = """
 import sys
