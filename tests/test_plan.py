@@ -52,7 +52,7 @@ class Swap(BatchAugmentation):
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
     """Measure for a short while."""
-    monkeypatch.setattr(timing, "_SECONDS", 0.2)
+    monkeypatch.setattr(timing, "_SECONDS", 0.05)
 
 
 def planned(options, **others):
@@ -81,7 +81,8 @@ def test_the_programs_do_what_the_summary_counts(options):
 
 
 @pytest.mark.parametrize("features", ["off", "memory"])
-def test_epochs_take_about_as_long_as_foreseen(options, tmp_path, features):
+def test_epochs_take_about_as_long_as_foreseen(options, tmp_path, monkeypatch, features):
+    monkeypatch.setattr(timing, "_SECONDS", 0.2)
     given = {**options, "image_size": 224, "epochs": 4, "features": features}
     found = planned(given)
     run = train(**given, run=str(tmp_path / "run"))
