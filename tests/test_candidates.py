@@ -7,7 +7,7 @@ import re
 import pytest
 
 from vgg_jax.errors import ConfigError, UnknownPluginError
-from vgg_jax.workflows.candidates import candidates_of
+from vgg_jax.workflows.candidates import candidates_of, named_as_there
 
 
 def test_every_combination_is_a_candidate_in_the_order_given():
@@ -47,6 +47,32 @@ def test_names_tell_what_differs_and_are_safe(options, names):
     expected = names or ["mlp-hidden-64", "mlp-hidden-64-32-dropout-0.5"]
     assert found == expected
     assert all(re.fullmatch(r"[\w.-]+", name) for name in found)
+
+
+def test_runs_that_are_there_are_known_by_their_values():
+    def named(there, **options):
+        runs = {name: candidates_of(values)[0].config for name, values in there.items()}
+        return [candidate.name for candidate in named_as_there(candidates_of(options), runs)]
+
+    sgd = {"optimizer": "sgd", "learning_rate": 0.1}
+    assert named({}, learning_rate=[0.1, 0.2]) == ["lr1e-1", "lr2e-1"]
+    assert named({"mine": sgd}, optimizer=["sgd", "adam"], learning_rate=0.1) == ["mine", "adam"]
+    assert named({"sgd": sgd}, optimizer=["sgd"], learning_rate=[0.1, 0.2]) == ["sgd", "lr2e-1"]
+    assert named({"a": sgd, "lr1e-1": sgd}, optimizer="sgd", learning_rate=[0.1, 1]) == [
+        "lr1e-1",
+        "lr1e0",
+    ]
+    other = {"lr1e-1": {"optimizer": "adam", "learning_rate": 0.1}}
+    assert named(other, optimizer="sgd", learning_rate=[0.1, 1]) == [
+        "dense256-sgd-lr1e-1-wd0-ls0",
+        "lr1e0",
+    ]
+    heads = {"head": ["dense256", "vgg-jax/dense256"]}
+    assert named({"dense256": {}, "dense256-2": {"head": "vgg-jax/dense256"}}, **heads) == [
+        "dense256",
+        "dense256-2",
+    ]
+    assert named({"dense256": {}, "dense256-2": {"head": "vgg-jax/dense256"}}) == ["dense256"]
 
 
 def test_defaults_are_those_of_the_candidate():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,18 @@ def test_bfloat16_takes_half_the_room_and_gives_nearly_the_same(options, tmp_pat
         table.settings["features_dtype"]: table.bytes for table in tables(own_cache / "features")
     }
     assert rows["bfloat16"] < rows["float32"]
+
+
+def test_programs_as_users_have_them_give_the_same_bits(options, tmp_path, own_cache):
+    """Those of the other tests are not optimised."""
+    code = f"""
+from vgg_jax import train
+for features in ("off", "disk"):
+    train(**{options!r}, features=features, run={str(tmp_path)!r} + "/" + features)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    same_run(tmp_path / "off", tmp_path / "disk")
 
 
 @pytest.mark.slow

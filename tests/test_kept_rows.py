@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,9 @@ import pytest
 
 from vgg_jax.array_shards import ROWS_FILE
 from vgg_jax.array_store import ArrayTable
+from vgg_jax.data.pipeline import Batch
 from vgg_jax.errors import CacheError
+from vgg_jax.training.features import Features, Keep, pieces_of
 from vgg_jax.training.kept_rows import InMemory, OnDisk
 from vgg_jax.training.rows import DeviceRows, DiskRows, HostRows, padded
 from vgg_jax.training.steps import data_mesh
@@ -54,16 +58,21 @@ def on_disk(table: ArrayTable) -> DiskRows:
     return DiskRows(data_mesh(), table, NAMES)
 
 
+def spoil(folder: Path) -> None:
+    """Damage the row that was written last."""
+    (file,) = folder.rglob(ROWS_FILE)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.fixture
 def spoilt(tmp_path) -> Generator[ArrayTable]:
     """A table that holds all rows, one of them damaged since."""
     with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
         put_all(rows)
         rows.flush()
-    (file,) = tmp_path.rglob(ROWS_FILE)
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    spoil(tmp_path)
     with closing(open_table(tmp_path)) as table:
         yield table
 
@@ -173,6 +182,52 @@ def test_disk_alone_goes_on_with_what_it_has_where_it_can_no_longer_be_written(
             assert np.flatnonzero(kept.has(ALL)).tolist() == sorted(first)
         kept.close()
     assert [str(error) for error in told] == ["no room"]
+
+
+def test_an_epoch_holds_little_where_the_disk_fails_and_rows_are_lost(tmp_path, monkeypatch):
+    """With two equal pictures, whose features have one name."""
+    names, values = NAMES.copy(), ROWS.copy()
+    names[6], values[6] = names[1], values[1]
+    with closing(open_table(tmp_path)) as table:
+        table.append([names[i].tobytes() for i in (5, 0, 2)], values[[5, 0, 2]])
+    spoil(tmp_path)
+
+    def fail(ids: object, rows: object) -> None:
+        raise CacheError("no room")
+
+    def read(order: np.ndarray, view: int) -> Iterator[Batch]:
+        for piece in pieces_of(order, 2):
+            index, valid = padded(piece, 2), np.arange(2) < len(piece)
+            yield Batch(np.zeros((2, 1, 1, 3), np.uint8), index, valid, index, index)
+
+    with closing(open_table(tmp_path)) as table:
+        monkeypatch.setattr(table, "append", fail)
+        disk = DiskRows(data_mesh(), table, names)
+        kept = OnDisk(disk, mean)
+        held: list[int] = []
+
+        def compute(batch: Batch, view: int) -> jnp.ndarray:
+            held.append(len(disk._fresh))
+            return jnp.asarray(values[batch.index])
+
+        features = Features(
+            labels=np.arange(COUNT, dtype=np.int32),
+            batch_size=2,
+            rows=2,
+            read=read,
+            put=lambda arrays: arrays,
+            compute=compute,
+            pool=mean,
+            keep=cast(
+                "Keep", SimpleNamespace(rows=lambda *_: kept, passed=lambda *_: kept.flush())
+            ),
+        )
+        for order in ([2, 1, 3, 4, 6, 5, 0], [6, 4, 1, 3, 0, 2, 5], [0, 5, 2, 1, 6, 3, 4]):
+            found = [*features.batches(np.array(order), 1)]
+            pooled = np.concatenate([np.asarray(inputs.features) for inputs in found])
+            np.testing.assert_allclose(pooled[:COUNT], values[order].mean(1), rtol=1e-6)
+            assert max(held) <= 4
+        kept.close()
 
 
 def test_positions_are_padded():

@@ -122,6 +122,10 @@ def kill_often(count: int, seed: int, options, whole: Path, folder: Path) -> col
     return phases
 
 
+def test_a_kill(killed_options, whole, tmp_path):
+    assert kill_often(1, 0, killed_options, whole, tmp_path).total() == 1
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_two_hundred_kills(killed_options, whole, tmp_path):

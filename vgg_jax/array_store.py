@@ -108,8 +108,8 @@ class ArrayTable:
         folder = root / digest_of(_description(settings, shape, np.dtype(dtype)))
         return cls(root, settings, shape, dtype) if folder.is_dir() else None
 
-    def _open_shard(self, folder: Path) -> Shard | None:
-        """Let the rows of a shard be read; returns None, and removes it, if it is damaged."""
+    def _open_shard(self, folder: Path, *, wanted: bool = False) -> None:
+        """Let the rows of a shard be read; it is removed if it is damaged."""
         try:
             shard = Shard(folder, self.shape, self._stored)
         except DamagedShardError:
@@ -123,8 +123,8 @@ class ArrayTable:
             with self._places_lock:
                 self._places.update((id, (shard, number)) for number, id in enumerate(shard.ids))
                 self._shards.add(shard)
-            return shard
-        return None
+                if wanted:
+                    self._wanted.add(shard)
 
     def __contains__(self, id: bytes) -> bool:
         """Tell whether the row of that id can be read.
@@ -268,9 +268,7 @@ class ArrayTable:
         if self._writer is None:
             return
         if len(self._writer):
-            shard = self._open_shard(self._writer.complete())
-            if shard is not None:
-                self._wanted.add(shard)
+            self._open_shard(self._writer.complete(), wanted=True)
         else:
             self._writer.discard()
         self._writer = None

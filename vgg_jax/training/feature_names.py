@@ -130,14 +130,15 @@ def _code_of(module: str) -> dict[str, str]:
 
     Somebody who writes a package changes it without changing its version.
     """
-    names = [*itertools.accumulate(module.split("."), "{}.{}".format)]
-    files = (getattr(sys.modules[name], "__file__", None) for name in names)
-    first = next(filter(None, files), None)  # namespaces around it have no file
-    if first is None:
-        return {}
-    file = Path(first)
-    files = file.parent.rglob("*.py") if file.name == "__init__.py" else [file]
-    return {str(path.relative_to(file.parent)): file_sha256(path) for path in files}
+    found: dict[str, str] = {}
+    # Namespaces have no file, or one in the folder of another package.
+    for name in itertools.accumulate(module.split("."), "{}.{}".format):
+        if (text := getattr(sys.modules[name], "__file__", None)) is None:
+            continue
+        file = Path(text)
+        files = file.parent.rglob("*.py") if file.name == "__init__.py" else [file]
+        found |= {f"{name}/{path.relative_to(file.parent)}": file_sha256(path) for path in files}
+    return found
 
 
 def _versions_needed(package: str) -> dict[str, str]:

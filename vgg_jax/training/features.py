@@ -78,11 +78,13 @@ class Features:
     def _through(self, rows: KeptRows, order: np.ndarray, view: int) -> Generator[Inputs]:
         """Yield batches out of `rows`, computed first where they are missing."""
         pieces = pieces_of(order, self.batch_size)
-        with closing(self._computed(order[~rows.has(order)], view)) as computed:
+        missing = order[~rows.has(order)]
+        coming = {*missing.tolist()}
+        with closing(self._computed(missing, view)) as computed:
             for positions, following in itertools.zip_longest(pieces, pieces[1:]):
                 features = None
                 while features is None:  # as long as rows turn out to be lost when they are read
-                    self._complete(rows, positions, view, computed)
+                    self._complete(rows, positions, view, computed, coming)
                     if following is not None and rows.has(following).all():
                         rows.prefetch(following, self.rows)
                     features = rows.get(positions, self.rows)
@@ -94,12 +96,12 @@ class Features:
         positions: np.ndarray,
         view: int,
         computed: Iterator[tuple[np.ndarray, jax.Array]],
+        coming: set[int],
     ) -> None:
-        """Put what is `computed` next into `rows`, until those at `positions` are there."""
-        while not rows.has(positions).all():
-            found = next(computed, None)
-            if found is None:
-                break
+        """Put rows until those at `positions` are there: of `computed`, where they are coming."""
+        while not coming.isdisjoint(positions[~rows.has(positions)].tolist()):
+            found = next(computed)
+            coming.difference_update(found[0].tolist())
             rows.put(*found)
         with closing(self._computed(positions[~rows.has(positions)], view)) as anew:
             for found in anew:

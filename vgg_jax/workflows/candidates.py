@@ -68,15 +68,17 @@ def named_as_there(
         candidates: Of a sweep, named without regard to the folder.
         there: The options of the runs in the folder, by name.
     """
-    runs = {_name(config, [*SWEPT]): name for name, config in there.items()}
+    wholes = {name: _name(config, [*SWEPT]) for name, config in there.items()}
     names = [_name(candidate.config, [*SWEPT]) for candidate in candidates]
     found: list[Candidate] = []
     taken = set(there)
     for candidate, whole in zip(candidates, names, strict=True):
         name = candidate.name
-        if names.count(whole) == 1:  # else heads of different packages have one name
-            if whole in runs:
-                name = runs[whole]
+        # Not by their values, where heads of different packages are called the same.
+        if wholes.get(name) != whole and names.count(whole) == 1:
+            alike = [run for run in there if wholes[run] == whole]
+            if alike:
+                name = alike[0]
             elif name in there:  # with other values of options that were not swept before
                 name = _unlike(taken, whole)
         taken.add(name)

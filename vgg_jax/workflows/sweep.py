@@ -118,7 +118,10 @@ def run_sweep(
 def _configs(path: Path) -> dict[str, ResolvedConfig]:
     """Return the options of the runs in a folder, by name."""
     found: dict[str, ResolvedConfig] = {}
-    for folder in run_folders(path) if path.is_dir() else ():
+    folders = run_folders(path) if path.is_dir() else ()
+    for folder in folders:
+        if folder == path:  # a run by itself
+            continue
         with suppress(ConfigError):  # told when that run is to be gone on with
             found[folder.name] = RunFiles(folder).read_written_config()
     return found
