@@ -122,8 +122,8 @@ def kill_often(count: int, seed: int, options, whole: Path, folder: Path) -> col
     return phases
 
 
-def test_a_kill(killed_options, whole, tmp_path):
-    assert kill_often(1, 0, killed_options, whole, tmp_path).total() == 1
+def test_five_kills(killed_options, whole, tmp_path):
+    assert kill_often(5, 0, killed_options, whole, tmp_path).total() == 5
 
 
 @pytest.mark.slow
