@@ -32,7 +32,7 @@ def choose(monkeypatch):
         monkeypatch.setattr(Memory, "__init__", lambda self: None)
         monkeypatch.setattr(Memory, "place_for", lambda self, count: place)
         return choose_places(
-            TrainConfig(features=features, **options).resolved(),
+            TrainConfig.from_values({"features": features, **options}).resolved(),
             Memory(),  # pyright: ignore[reportCallIssue]
             count=COUNT,
             disk_bytes=ON_DISK,
