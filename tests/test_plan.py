@@ -28,6 +28,7 @@ from vgg_jax.workflows.expectation import (
     expected_epochs,
     expected_features,
     largest_batch,
+    other_rows,
 )
 from vgg_jax.workflows.load import build_functional
 from vgg_jax.workflows.plan import plan
@@ -155,6 +156,14 @@ def test_augmentations_that_mix_a_batch_leave_nothing_to_keep(options, tmp_path)
 )
 def test_the_largest_batch_lies_on_the_line(needed, room, largest):
     assert largest_batch(needed, room) == largest
+
+
+@pytest.mark.parametrize(
+    ("rows", "devices", "other"),
+    [(1, 1, 2), (2, 1, 1), (5, 1, 2), (8, 1, 4), (20, 1, 8), (33, 1, 16), (8, 8, 16), (32, 8, 16)],
+)
+def test_the_line_goes_through_batches_of_the_same_kind(rows, devices, other):
+    assert other_rows(rows, devices) == other
 
 
 def test_too_little_memory_is_an_error_that_says_what_fits(options, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from training_runs import SAME_BITS_SIZE
 
 from vgg_jax.augment.chain import build_chain
 from vgg_jax.layers import LAYERS
@@ -122,6 +125,20 @@ def test_padding_rows_count_for_nothing():
 def counted(lowered) -> float:
     """Return the operations that XLA counts in the compiled program."""
     return (lowered.compile().cost_analysis() or {})["flops"]
+
+
+def test_the_prefix_in_pieces_gives_the_same_bits_and_takes_less_memory():
+    steps, _, frozen = prepare(image_size=SAME_BITS_SIZE)
+    few = dataclasses.replace(steps, in_pieces=True)
+    for rows in (4, 10, 20):
+        images = make_batch(rows=rows, image_size=SAME_BITS_SIZE)["images"]
+        np.testing.assert_array_equal(few.features(frozen, images), steps.features(frozen, images))
+
+    def memory(steps):
+        analysis = steps.features.lower(steps, frozen, images).compile().memory_analysis()
+        return analysis.temp_size_in_bytes
+
+    assert memory(few) < 0.3 * memory(steps)
 
 
 def test_a_step_costs_no_more_than_the_prefix_and_three_suffixes():

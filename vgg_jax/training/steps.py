@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vgg_jax.config import FeaturesDtype, LossName
 from vgg_jax.model.classifier import Functional, Parameters
+from vgg_jax.model.pieces import map_in_pieces
 from vgg_jax.training.losses import example_losses, probabilities
 from vgg_jax.training.position import Sums
 
@@ -112,6 +113,8 @@ class Steps:
         seed: Of augmentation and dropout.
         features_dtype: To which features are rounded.
         num_classes: Needed only where `augment` mixes.
+        in_pieces: Whether the prefix takes few images at a time; see
+            `vgg_jax.model.pieces`.
     """
 
     functional: Functional
@@ -122,6 +125,7 @@ class Steps:
     seed: int = 0
     features_dtype: FeaturesDtype = "float32"
     num_classes: int = 0
+    in_pieces: bool = False
 
     @partial(jax.jit, static_argnums=0)
     def features(self, frozen: Parameters, images: jax.Array) -> jax.Array:
@@ -216,7 +220,9 @@ class Steps:
         return self.augment.apply(example_keys(self.seed, view, content), images)
 
     def _prefix(self, frozen: Parameters, images: jax.Array) -> jax.Array:
-        return self.functional.bind(frozen).prefix(images).astype(self.features_dtype)
+        prefix = self.functional.bind(frozen).prefix
+        features = map_in_pieces(prefix, images) if self.in_pieces else prefix(images)
+        return features.astype(self.features_dtype)
 
     def _suffix(
         self, trained: Parameters, features: jax.Array, key: jax.Array | None = None

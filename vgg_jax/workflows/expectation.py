@@ -12,6 +12,7 @@ from vgg_jax.array_store import ArrayTable
 from vgg_jax.cache import cache_folder
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet, Split
+from vgg_jax.model.pieces import PIECE
 from vgg_jax.table_folders import FEATURES
 from vgg_jax.training.feature_names import row_names, settings_of
 from vgg_jax.training.feature_places import Places, choose_places, why_not_kept
@@ -175,6 +176,17 @@ def expected_epochs(
 
 def _between(least: float, most: float, share: float) -> float:
     return least + share * (most - least)
+
+
+def other_rows(rows: int, devices: int) -> int:
+    """Return the rows of another batch, to tell what each adds: fewer, since more may not compile.
+
+    They go through the prefix in pieces if it is a matter of pieces, or the two tell nothing.
+    """
+    if rows <= devices:
+        return 2 * rows
+    half = rows // 2
+    return padded_rows(half // PIECE * PIECE or half, devices)
 
 
 def largest_batch(needed: dict[int, int], room: int) -> int:

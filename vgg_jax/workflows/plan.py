@@ -26,6 +26,7 @@ from vgg_jax.workflows.expectation import (
     expected_epochs,
     expected_features,
     largest_batch,
+    other_rows,
 )
 from vgg_jax.workflows.feed import batch_size_of, padded_rows
 from vgg_jax.workflows.load import build_functional
@@ -128,15 +129,14 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     progress.note(f"Compiling for batches of {batch_size}.")
     begun = time.perf_counter()
     rows = padded_rows(batch_size, session.mesh.size)
-    # Not more, if that can be, which may not even compile.
-    other_rows = padded_rows(rows // 2, session.mesh.size) if rows > session.mesh.size else 2 * rows
+    fewer = other_rows(rows, session.mesh.size)
     with naming_a_smaller_batch(batch_size, _smaller):
         programs = compile_programs(session, rows)
         compile_seconds = time.perf_counter() - begun
-        others = compile_programs(session, other_rows)
+        others = compile_programs(session, fewer)
     memory = Memory(resolved, session.mesh)
     features = expected_features(session, data, programs, memory)
-    needed = {rows: programs.memory_bytes, other_rows: others.memory_bytes}
+    needed = {rows: programs.memory_bytes, fewer: others.memory_bytes}
     room = int(_SAFE * available) - features.memory_bytes
     largest = min(largest_batch(needed, room), data.counts["train"])
     memory_bytes = programs.memory_bytes + features.memory_bytes

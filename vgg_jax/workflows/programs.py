@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vgg_jax.training.steps import Inputs, Totals, replicate
+from vgg_jax.training.steps import Inputs, Steps, Totals, replicate
 from vgg_jax.workflows.session import Session
 
 
@@ -70,22 +70,26 @@ def compile_programs(session: Session, rows: int) -> Programs:
     labels, valid = array((), np.int32), array((), np.bool_)
     number = jax.ShapeDtypeStruct((), np.uint32)
     targets = labels
+
+    def lower_prefix(steps: Steps) -> jax.stages.Lowered:
+        if session.chain.mixes:
+            batch = {"images": images, "labels": labels, "valid": valid, "content": content}
+            return steps.mixed_features.lower(steps, session.frozen, batch, number, number)
+        if session.chain.on_device:
+            return steps.augmented_features.lower(steps, session.frozen, images, content, number)
+        return steps.features.lower(steps, session.frozen, images)
+
+    prefix = lower_prefix(steps)
+    features = prefix.out_info
     if session.chain.mixes:
-        batch = {"images": images, "labels": labels, "valid": valid, "content": content}
-        prefix = steps.mixed_features.lower(steps, session.frozen, batch, number, number)
-        features, targets = prefix.out_info
+        features, targets = features
         targets = array(targets.shape[1:], targets.dtype)
-    elif session.chain.on_device:
-        prefix = steps.augmented_features.lower(steps, session.frozen, images, content, number)
-        features = prefix.out_info
-    else:
-        prefix = steps.features.lower(steps, session.frozen, images)
-        features = prefix.out_info
     pooled = jax.eval_shape(steps.pool, features)
     pooled = array(pooled.shape[1:], pooled.dtype)
     totals = replicate(mesh, Totals.start())
     return Programs(
-        prefix=_compiled(prefix),
+        # XLA counts what it does in a loop as if it were done once.
+        prefix=_compiled(prefix, lower_prefix(dataclasses.replace(steps, in_pieces=False))),
         train=_compiled(
             steps.train.lower(steps, session.state, totals, Inputs(pooled, targets, valid))
         ),
@@ -97,9 +101,14 @@ def compile_programs(session: Session, rows: int) -> Programs:
     )
 
 
-def _compiled(lowered: jax.stages.Lowered) -> Program:
+def _compiled(
+    lowered: jax.stages.Lowered, counted: jax.stages.Lowered | None = None
+) -> Program:
+    """Compile a program, its operations and bytes as those of another that does the same."""
     compiled = lowered.compile()
     memory: Any = compiled.memory_analysis()
+    if counted is not None:
+        lowered, compiled = counted, counted.compile()
     # Operations are counted in what XLA was given: it may make calls of a library out of
     # convolutions, as on GPUs, and cannot look into these.
     before: Any = lowered.cost_analysis()

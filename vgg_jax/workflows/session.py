@@ -12,6 +12,7 @@ from vgg_jax.augment.chain import Chain, build_chain
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
+from vgg_jax.model.pieces import on_one_cpu
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored, fill_leaves
@@ -93,6 +94,7 @@ class Session:
             seed=config.seed,
             features_dtype=config.features_dtype,
             num_classes=num_classes,
+            in_pieces=on_one_cpu(),
         )
         mesh = data_mesh()
         state = TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32))

@@ -11,6 +11,7 @@ import numpy as np
 from vgg_jax.config import Interpolation, LossName
 from vgg_jax.errors import DataError
 from vgg_jax.model.classifier import Classifier, Functional, Parameters
+from vgg_jax.model.pieces import map_in_pieces, on_one_cpu
 from vgg_jax.training.losses import probabilities
 
 
@@ -44,8 +45,12 @@ class TrainedClassifier:
         self.epoch = epoch
         self._functional = functional
         self._parameters = parameters
-        self._logits = jax.jit(lambda parameters, images: functional.bind(parameters)(images))
+        self._logits = jax.jit(self._apply)
         self._probabilities = jax.jit(partial(probabilities, loss))  # one program, not eight
+
+    def _apply(self, parameters: Parameters, images: jax.Array) -> jax.Array:
+        classifier = self._functional.bind(parameters)
+        return map_in_pieces(classifier, images) if on_one_cpu() else classifier(images)
 
     @property
     def module(self) -> Classifier:
