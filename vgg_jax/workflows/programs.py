@@ -101,9 +101,7 @@ def compile_programs(session: Session, rows: int) -> Programs:
     )
 
 
-def _compiled(
-    lowered: jax.stages.Lowered, counted: jax.stages.Lowered | None = None
-) -> Program:
+def _compiled(lowered: jax.stages.Lowered, counted: jax.stages.Lowered | None = None) -> Program:
     """Compile a program, its operations and bytes as those of another that does the same."""
     compiled = lowered.compile()
     memory: Any = compiled.memory_analysis()
