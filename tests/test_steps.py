@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from training_runs import SAME_BITS_SIZE
 
 from vgg_jax.augment.chain import build_chain

@@ -64,6 +64,13 @@ def test_pooling_agrees_with_flax_also_at_odd_sizes():
     np.testing.assert_array_equal(max_pool_2x2(x), nnx.max_pool(x, (2, 2), (2, 2)))
 
 
+@pytest.mark.parametrize("image_size", [32, 95, 224])
+def test_the_shape_of_the_output_is_known_beforehand(backbone, image_size):
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+    output = nnx.eval_shape(lambda backbone, x: backbone(x), backbone, images)
+    assert output.shape[1:] == backbone.output_shape(image_size)
+
+
 def test_from_layers_gives_the_same_network(backbone, images):
     layers = {
         name: (np.asarray(getattr(backbone, name).kernel), np.asarray(getattr(backbone, name).bias))
@@ -72,5 +79,7 @@ def test_from_layers_gives_the_same_network(backbone, images):
     }
     copy = VGG16.from_layers(layers, mean=backbone.mean, scale=backbone.scale)
     assert copy.width == 1 / 16
+    other = VGG16.random(1 / 16, seed=1)  # which holds nothing in common with the first
+    assert not np.array_equal(other.conv1_1.kernel, copy.conv1_1.kernel)
     x = backbone.normalise(images)
     np.testing.assert_array_equal(copy(x), backbone(x))

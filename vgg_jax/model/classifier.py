@@ -182,8 +182,7 @@ def build_classifier(
         PluginError: If the head does not map the features to logits `[B, num_classes]`.
         OptionError: If the head refuses an option.
     """
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    shape = nnx.eval_shape(lambda module, x: module.run(x), backbone, image).shape[1:]
+    shape = backbone.output_shape(image_size)
     name = find_plugin("head", head.ref).described
     module = build("head", head, shape, num_classes, rngs=nnx.Rngs(seed))
     if not isinstance(module, nnx.Module):

@@ -6,7 +6,9 @@ Layers carry the names of the paper: `conv1_1` to `conv5_3`, each a 3x3 convolut
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,12 +82,20 @@ class VGG16(nnx.Module):
         Where JAX can share the arrays' memory it does, so they must not change.
         """
         width = layers["conv1_1"][0].shape[-1] / BASE_CHANNELS[0]
-        backbone = nnx.eval_shape(lambda: cls(width, mean=mean, scale=scale, rngs=nnx.Rngs(0)))
-        for name, (kernel, bias) in layers.items():
-            conv = getattr(backbone, name)
-            conv.kernel.set_value(jax.device_put(kernel))
-            conv.bias.set_value(jax.device_put(bias))
-        return backbone
+        graph, variables = _outline(cls, width, tuple(mean), tuple(scale))
+
+        def with_value(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+            name, kind = path
+            kernel, bias = layers[name]
+            return variable.replace(jax.device_put(kernel if kind == "kernel" else bias))
+
+        return nnx.merge(graph, nnx.map_state(with_value, variables))
+
+    def output_shape(self, image_size: int) -> tuple[int, int, int]:
+        """Return the shape `(h, w, c)` that all layers make of a square image of that side."""
+        side = image_size // 2 ** len(BASE_CHANNELS)
+        *_, channels = kernel_shapes(self.width)["conv5_3"]
+        return side, side, channels
 
     def normalise(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Turn RGB `[B, H, W, 3]`, uint8 or float32 in [0, 1], into the network's input."""
@@ -129,6 +139,14 @@ class VGG16(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply all layers to a normalised `[B, H, W, 3]`; returns `[B, H // 32, W // 32, C]`."""
         return self.run(x)
+
+
+@functools.cache  # to make one takes 70 ms
+def _outline(
+    kind: type[VGG16], width: float, mean: tuple[float, ...], scale: tuple[float, ...]
+) -> tuple[nnx.GraphDef[VGG16], nnx.State]:
+    """Return what a network is made of, its variables without values."""
+    return nnx.split(nnx.eval_shape(lambda: kind(width, mean=mean, scale=scale, rngs=nnx.Rngs(0))))
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
