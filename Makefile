@@ -10,7 +10,7 @@ demo: .venv/runtime
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh benchmarks/demo.sh
 
 test: check
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/pytest -n 3 --dist worksteal -m "not slow"
 
 check: .venv/dev
 	$(BIN)/ruff format --check .
