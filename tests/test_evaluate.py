@@ -70,3 +70,12 @@ def test_other_weights_than_the_runs_are_refused(run):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(RunError, match="not a run"):
         evaluate(tmp_path)
+
+
+@pytest.mark.parametrize("count", [0, 3, 4, 8])
+def test_a_picture_comes_out_the_same_beside_any_number_of_others(run, count):
+    classifier = load_classifier(run.path)
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    expected = classifier.predict(images)[:count]
+    found = classifier.predict(images[:count])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -19,7 +19,7 @@ def map_in_pieces(apply: Callable[[jax.Array], jax.Array], images: jax.Array) ->
         apply: Maps images `[b, H, W, 3]`, each by itself, to `[b, …]`.
         images: `[B, H, W, 3]`; all at once if B is not a multiple of 4.
     """
-    if len(images) % PIECE:
+    if len(images) <= PIECE or len(images) % PIECE:
         return apply(images)
     outputs = jax.lax.map(apply, images.reshape(-1, PIECE, *images.shape[1:]))
     return outputs.reshape(len(images), *outputs.shape[2:])

@@ -87,9 +87,10 @@ def compile_programs(session: Session, rows: int) -> Programs:
     pooled = jax.eval_shape(steps.pool, features)
     pooled = array(pooled.shape[1:], pooled.dtype)
     totals = replicate(mesh, Totals.start())
+    # XLA counts what it does in a loop as if it were done once.
+    whole = lower_prefix(dataclasses.replace(steps, in_pieces=False)) if steps.in_pieces else None
     return Programs(
-        # XLA counts what it does in a loop as if it were done once.
-        prefix=_compiled(prefix, lower_prefix(dataclasses.replace(steps, in_pieces=False))),
+        prefix=_compiled(prefix, counted=whole),
         train=_compiled(
             steps.train.lower(steps, session.state, totals, Inputs(pooled, targets, valid))
         ),
@@ -102,7 +103,7 @@ def compile_programs(session: Session, rows: int) -> Programs:
 
 
 def _compiled(lowered: jax.stages.Lowered, counted: jax.stages.Lowered | None = None) -> Program:
-    """Compile a program, its operations and bytes as those of another that does the same."""
+    """Compile a program; what it does is counted in another that does the same, if there is one."""
     compiled = lowered.compile()
     memory: Any = compiled.memory_analysis()
     if counted is not None:
