@@ -13,6 +13,7 @@ from vgg_jax.config import TrainConfig
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import TrainingError
+from vgg_jax.model.pieces import PIECE
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress, format_bytes
 from vgg_jax.training.memory import available_bytes, naming_a_smaller_batch
@@ -69,7 +70,8 @@ class Plan:
         compile_seconds: Of these programs; a training that follows finds them in the cache.
         memory_bytes: What the training needs on each device.
         available_bytes: What is free there.
-        largest_batch_size: That is safe, and no larger than the training split; 0 if none is.
+        largest_batch_size: That is safe, a multiple of 4 or less than 4, and no larger than the
+            training split; 0 if none is.
         features: What is kept from one epoch to the next.
         epochs: Expected seconds of the epochs.
     """
@@ -139,6 +141,8 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     needed = {rows: programs.memory_bytes, fewer: others.memory_bytes}
     room = int(_SAFE * available) - features.memory_bytes
     largest = min(largest_batch(needed, room), data.counts["train"])
+    if largest > PIECE:
+        largest -= largest % PIECE  # others may not go through the prefix in pieces
     memory_bytes = programs.memory_bytes + features.memory_bytes
     device = jax.devices()[0].device_kind
     if memory_bytes > available:

@@ -50,7 +50,11 @@ class TrainedClassifier:
 
     def _apply(self, parameters: Parameters, images: jax.Array) -> jax.Array:
         classifier = self._functional.bind(parameters)
-        return map_in_pieces(classifier, images) if on_one_cpu() else classifier(images)
+        if not on_one_cpu():
+            return classifier(images)
+        backbone = classifier.backbone
+        features = map_in_pieces(lambda few: backbone(backbone.normalise(few)), images)
+        return classifier.classify(features)
 
     @property
     def module(self) -> Classifier:
