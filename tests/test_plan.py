@@ -92,7 +92,7 @@ def test_epochs_take_about_as_long_as_foreseen(options, tmp_path, monkeypatch, f
     assert found.epoch_seconds[-1] / 4 < took < found.epoch_seconds[-1] * 4
     kept, computed = found.epochs.kept, found.epochs.computed
     assert kept is not None
-    assert kept[0] == computed[0]
+    assert kept[0] == pytest.approx(computed[0])  # sums in another order
     assert kept[1] < computed[1] / 3
 
 
