@@ -12,6 +12,7 @@ from vgg_jax.data.sources import open_data
 from vgg_jax.errors import DataError, RunError, WeightsError
 from vgg_jax.workflows.evaluate import evaluate
 from vgg_jax.workflows.load import load_classifier
+from vgg_jax.workflows.train import train
 
 
 def test_every_example_counts_once_whatever_the_batch_size(run):
@@ -40,6 +41,27 @@ def test_it_agrees_with_the_validation_of_the_training(run):
     assert result.loss == pytest.approx(best.validation_loss, rel=1e-5)
     latest = evaluate(run.path, split="validation", checkpoint="latest")
     assert latest.loss == pytest.approx(run.history[-1].validation_loss, rel=1e-5)
+
+
+DRAWS = """
+from flax import nnx
+
+class Head(nnx.Module):
+    def __init__(self, feature_shape, num_classes, *, rngs):
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.logits = nnx.Linear(feature_shape[-1], num_classes, rngs=rngs)
+
+    def __call__(self, features):
+        few = self.dropout(features.mean((1, 2)), deterministic=False)
+        return self.logits(few)
+"""
+
+
+def test_a_head_may_draw_in_evaluation_too(options, tmp_path):
+    (tmp_path / "draws.py").write_text(DRAWS)
+    run = train(**{**options, "head": f"{tmp_path / 'draws.py'}#Head"}, run=str(tmp_path / "run"))
+    result = evaluate(run.path, split="validation", allow_local_code=True)  # in pieces
+    assert result.loss == pytest.approx(run.history[-1].validation_loss, rel=1e-5)
 
 
 def test_other_data_of_the_same_classes_count_whole(run, photos, tmp_path):

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from training_runs import SAME_BITS_SIZE
 
-from vgg_jax.augment.chain import build_chain
+from vgg_jax.augment.chain import Chain, build_chain
+from vgg_jax.augment.geometric import HorizontalFlip
+from vgg_jax.contract import BatchAugmentation
 from vgg_jax.layers import LAYERS
 from vgg_jax.model.classifier import build_classifier, make_functional
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
@@ -22,6 +24,14 @@ from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugin_choices import PluginChoice
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.steps import Inputs, Steps, Totals, TrainState, example_keys
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Swap(BatchAugmentation):
+    """Exchange the first rows and the last: pictures of different pieces."""
+
+    def apply(self, key, images, targets, valid):
+        return images[::-1], targets[::-1]
 
 
 def prepare(boundary="conv5_1", *, image_size=32, head="dense256", decay=0.1, augment=None):
@@ -129,15 +139,34 @@ def counted(lowered) -> float:
 def test_the_prefix_in_pieces_gives_the_same_bits_and_takes_less_memory():
     steps, _, frozen = prepare(image_size=SAME_BITS_SIZE)
     few = dataclasses.replace(steps, in_pieces=True)
-    for rows in (4, 10, 20):
+    for rows in (4, 7, 8, 9, 20, 23):
         images = make_batch(rows=rows, image_size=SAME_BITS_SIZE)["images"]
         np.testing.assert_array_equal(few.features(frozen, images), steps.features(frozen, images))
 
-    def memory(steps):
+    def memory(steps, rows):
+        images = make_batch(rows=rows, image_size=SAME_BITS_SIZE)["images"]
         analysis = steps.features.lower(steps, frozen, images).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 
-    assert memory(few) < 0.3 * memory(steps)
+    for rows, share in ((20, 0.3), (23, 0.5)):
+        assert memory(few, rows) < share * memory(steps, rows)
+
+
+@pytest.mark.parametrize("rows", [8, 10])
+def test_augmented_and_mixed_pictures_in_pieces_give_the_same_bits(rows):
+    chain = Chain((HorizontalFlip(), Swap()))
+    steps, _, frozen = prepare(image_size=SAME_BITS_SIZE, augment=chain)
+    few = dataclasses.replace(steps, in_pieces=True)
+    batch, number = make_batch(rows, rows, image_size=SAME_BITS_SIZE), jnp.uint32(1)
+    images, content = batch["images"], batch["content"]
+    whole = steps.augmented_features(frozen, images, content, number)
+    assert not np.array_equal(whole, steps.features(frozen, images))
+    np.testing.assert_array_equal(few.augmented_features(frozen, images, content, number), whole)
+    mixed, targets = steps.mixed_features(frozen, batch, number, number)
+    assert not np.array_equal(mixed, whole)
+    found = few.mixed_features(frozen, batch, number, number)
+    np.testing.assert_array_equal(found[0], mixed)
+    np.testing.assert_array_equal(found[1], targets)
 
 
 def test_a_step_costs_no_more_than_the_prefix_and_three_suffixes():

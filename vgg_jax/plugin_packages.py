@@ -19,6 +19,7 @@ from vgg_jax.errors import InstallationError
 _OURS = "vgg_jax."  # begins the entry-point groups of plugins
 _Stamp = tuple[int, ...]
 _read_before: dict[object, tuple[tuple[_Stamp, ...], PluginPackage | None]] = {}  # by folder
+_FILES = ("entry_points.txt", "METADATA", "PKG-INFO")  # the last in `.egg-info`
 _UNREADABLE = (TypeError, ValueError, AttributeError, OSError)  # of entry points
 
 
@@ -101,7 +102,7 @@ def _read_once(distribution: metadata.Distribution) -> PluginPackage | None:
     To read the hundred packages that come with vgg-jax takes 8 ms, and plugins are looked up often.
     """
     folder = getattr(distribution, "_path", None)
-    stamps = tuple(_stamp(Path(str(folder), name)) for name in ("entry_points.txt", "METADATA"))
+    stamps = tuple(_stamp(Path(str(folder), name)) for name in _FILES)
     before, package = _read_before.get(folder, ((), None))
     if stamps == before and any(stamps) and not (package and package.fault):
         return package

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 PIECE = 4  # images; convolutions of fewer add up in another order
 
@@ -17,12 +18,15 @@ def map_in_pieces(apply: Callable[[jax.Array], jax.Array], images: jax.Array) ->
 
     Args:
         apply: Maps images `[b, H, W, 3]`, each by itself, to `[b, …]`.
-        images: `[B, H, W, 3]`; all at once if B is not a multiple of 4.
+        images: `[B, H, W, 3]`. They are taken four at a time; the last are up to seven.
     """
-    if len(images) <= PIECE or len(images) % PIECE:
+    if len(images) < 2 * PIECE:
         return apply(images)
-    outputs = jax.lax.map(apply, images.reshape(-1, PIECE, *images.shape[1:]))
-    return outputs.reshape(len(images), *outputs.shape[2:])
+    rest = PIECE + len(images) % PIECE if len(images) % PIECE else 0
+    whole, last = jnp.split(images, [len(images) - rest])
+    outputs = jax.lax.map(apply, whole.reshape(-1, PIECE, *whole.shape[1:]))
+    outputs = outputs.reshape(len(whole), *outputs.shape[2:])
+    return jnp.concatenate([outputs, apply(last)]) if rest else outputs
 
 
 def on_one_cpu() -> bool:

@@ -181,12 +181,13 @@ def _between(least: float, most: float, share: float) -> float:
 def other_rows(rows: int, devices: int) -> int:
     """Return the rows of another batch, to tell what each adds: fewer, since more may not compile.
 
-    They go through the prefix in pieces if it is a matter of pieces, or the two tell nothing.
+    Where the prefix may go in pieces, the largest piece of both is the same.
     """
     if rows <= devices:
         return 2 * rows
-    half = rows // 2
-    return padded_rows(half // PIECE * PIECE or half, devices)
+    if devices == 1 and rows >= 2 * PIECE:
+        return rows - rows // (2 * PIECE) * PIECE
+    return padded_rows(rows // 2, devices)
 
 
 def largest_batch(needed: dict[int, int], room: int) -> int:
@@ -198,8 +199,8 @@ def largest_batch(needed: dict[int, int], room: int) -> int:
         room: Memory that there is.
 
     Returns:
-        A multiple of 8, or less than 8; 0 if there is no room for one example.
+        A multiple of 8, or at most 4; 0 if there is no room for one example.
     """
     (small, least), (large, most) = sorted(needed.items())
     count = small + (room - least) * (large - small) // max(most - least, 1)
-    return max(count // 8 * 8 if count >= 8 else count, 0)
+    return max(count // 8 * 8 if count >= 8 else min(count, PIECE), 0)

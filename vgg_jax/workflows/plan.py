@@ -13,7 +13,6 @@ from vgg_jax.config import TrainConfig
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import TrainingError
-from vgg_jax.model.pieces import PIECE
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress, format_bytes
 from vgg_jax.training.memory import available_bytes, naming_a_smaller_batch
@@ -31,7 +30,7 @@ from vgg_jax.workflows.expectation import (
 )
 from vgg_jax.workflows.feed import batch_size_of, padded_rows
 from vgg_jax.workflows.load import build_functional
-from vgg_jax.workflows.programs import Program, compile_programs
+from vgg_jax.workflows.programs import Program, compile_programs, counted_whole
 from vgg_jax.workflows.session import Session, chain_of
 from vgg_jax.workflows.timing import measure
 
@@ -70,8 +69,7 @@ class Plan:
         compile_seconds: Of these programs; a training that follows finds them in the cache.
         memory_bytes: What the training needs on each device.
         available_bytes: What is free there.
-        largest_batch_size: That is safe, a multiple of 4 or less than 4, and no larger than the
-            training split; 0 if none is.
+        largest_batch_size: That is safe, and no larger than the training split; 0 if none is.
         features: What is kept from one epoch to the next.
         epochs: Expected seconds of the epochs.
     """
@@ -135,14 +133,13 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     with naming_a_smaller_batch(batch_size, _smaller):
         programs = compile_programs(session, rows)
         compile_seconds = time.perf_counter() - begun
+        programs = counted_whole(programs, session, rows)
         others = compile_programs(session, fewer)
     memory = Memory(resolved, session.mesh)
     features = expected_features(session, data, programs, memory)
     needed = {rows: programs.memory_bytes, fewer: others.memory_bytes}
     room = int(_SAFE * available) - features.memory_bytes
     largest = min(largest_batch(needed, room), data.counts["train"])
-    if largest > PIECE:
-        largest -= largest % PIECE  # others may not go through the prefix in pieces
     memory_bytes = programs.memory_bytes + features.memory_bytes
     device = jax.devices()[0].device_kind
     if memory_bytes > available:

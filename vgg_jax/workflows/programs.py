@@ -57,29 +57,17 @@ class Programs:
 def compile_programs(session: Session, rows: int) -> Programs:
     """Compile what a session runs on batches of so many rows, from their shapes alone.
 
-    Steps that are then taken on such batches find these programs, and compile nothing.
+    Steps that are then taken on such batches find these programs, and compile nothing. Of a prefix
+    in pieces one is counted; see `counted_whole`.
     """
     steps, mesh = session.steps, session.mesh
-    by_row = NamedSharding(mesh, PartitionSpec("data"))
 
     def array(shape: tuple[int, ...], dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_row)
+        return _array(mesh, rows, shape, dtype)
 
-    side = session.config.image_size
-    images, content = array((side, side, 3), np.uint8), array((3,), np.uint32)
     labels, valid = array((), np.int32), array((), np.bool_)
-    number = jax.ShapeDtypeStruct((), np.uint32)
     targets = labels
-
-    def lower_prefix(steps: Steps) -> jax.stages.Lowered:
-        if session.chain.mixes:
-            batch = {"images": images, "labels": labels, "valid": valid, "content": content}
-            return steps.mixed_features.lower(steps, session.frozen, batch, number, number)
-        if session.chain.on_device:
-            return steps.augmented_features.lower(steps, session.frozen, images, content, number)
-        return steps.features.lower(steps, session.frozen, images)
-
-    prefix = lower_prefix(steps)
+    prefix = _lower_prefix(session, steps, rows)
     features = prefix.out_info
     if session.chain.mixes:
         features, targets = features
@@ -87,10 +75,8 @@ def compile_programs(session: Session, rows: int) -> Programs:
     pooled = jax.eval_shape(steps.pool, features)
     pooled = array(pooled.shape[1:], pooled.dtype)
     totals = replicate(mesh, Totals.start())
-    # XLA counts what it does in a loop as if it were done once.
-    whole = lower_prefix(dataclasses.replace(steps, in_pieces=False)) if steps.in_pieces else None
     return Programs(
-        prefix=_compiled(prefix, counted=whole),
+        prefix=_compiled(prefix),
         train=_compiled(
             steps.train.lower(steps, session.state, totals, Inputs(pooled, targets, valid))
         ),
@@ -102,12 +88,47 @@ def compile_programs(session: Session, rows: int) -> Programs:
     )
 
 
-def _compiled(lowered: jax.stages.Lowered, counted: jax.stages.Lowered | None = None) -> Program:
-    """Compile a program; what it does is counted in another that does the same, if there is one."""
+def counted_whole(programs: Programs, session: Session, rows: int) -> Programs:
+    """Return the programs with what the prefix does counted in one that is not in pieces.
+
+    XLA counts what it does in a loop as if it were done once.
+    """
+    if not session.steps.in_pieces:
+        return programs
+    steps = dataclasses.replace(session.steps, in_pieces=False)
+    whole = _compiled(_lower_prefix(session, steps, rows))
+    memory_bytes = programs.prefix.memory_bytes
+    return dataclasses.replace(
+        programs, prefix=dataclasses.replace(whole, memory_bytes=memory_bytes)
+    )
+
+
+def _lower_prefix(session: Session, steps: Steps, rows: int) -> jax.stages.Lowered:
+    side, mesh, frozen = session.config.image_size, session.mesh, session.frozen
+    images = _array(mesh, rows, (side, side, 3), np.uint8)
+    content = _array(mesh, rows, (3,), np.uint32)
+    number = jax.ShapeDtypeStruct((), np.uint32)
+    if session.chain.mixes:
+        batch = {
+            "images": images,
+            "labels": _array(mesh, rows, (), np.int32),
+            "valid": _array(mesh, rows, (), np.bool_),
+            "content": content,
+        }
+        return steps.mixed_features.lower(steps, frozen, batch, number, number)
+    if session.chain.on_device:
+        return steps.augmented_features.lower(steps, frozen, images, content, number)
+    return steps.features.lower(steps, frozen, images)
+
+
+def _array(mesh: jax.sharding.Mesh, rows: int, shape: tuple[int, ...], dtype: Any) -> Any:
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_row)
+
+
+def _compiled(lowered: jax.stages.Lowered) -> Program:
     compiled = lowered.compile()
     memory: Any = compiled.memory_analysis()
-    if counted is not None:
-        lowered, compiled = counted, counted.compile()
     # Operations are counted in what XLA was given: it may make calls of a library out of
     # convolutions, as on GPUs, and cannot look into these.
     before: Any = lowered.cost_analysis()
