@@ -22,7 +22,7 @@ from typing import Any
 from augment import CHAINS, augmentations
 from checkpoints import saving
 from chunks import chunks, described
-from convert import ENVIRONMENT, Measured, conversions, measure
+from convert import ENVIRONMENT, Measured, conversions, keeping_programs, measure
 from epochs import VGG_JAX, add_arguments, epochs, say
 from foresight import foreseen
 from goals import in_words, tables
@@ -139,11 +139,6 @@ def start_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
 def middle(measured: list[Measured]) -> Measured:
     """Return the process that took the median of the seconds."""
     return sorted(measured)[len(measured) // 2]
-
-
-def keeping_programs(cache: Path) -> dict[str, str]:
-    """Return the environment of processes that share compiled programs in a cache folder."""
-    return {"JAX_ENABLE_COMPILATION_CACHE": "true", "VGG_JAX_CACHE": str(cache)}
 
 
 def augment_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:

@@ -58,6 +58,11 @@ print(time.perf_counter() - start)
 """
 
 
+def keeping_programs(cache: Path) -> dict[str, str]:
+    """Return the environment of processes that share compiled programs in a cache folder."""
+    return {"JAX_ENABLE_COMPILATION_CACHE": "true", "VGG_JAX_CACHE": str(cache)}
+
+
 class Measured(NamedTuple):
     """What a process came to.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from convert import CONVERT, measure, write_weights
+from convert import CONVERT, keeping_programs, measure, write_weights
 from epochs import VGG_JAX
 
 TRAININGS = {
@@ -25,7 +25,7 @@ def foreseen(folder: Path, data: Path, batch_size: int) -> Iterator[dict[str, An
         measure(CONVERT, write_weights(folder / "notop.h5"), weights)
     for number, (who, options) in enumerate(TRAININGS.items()):
         common = ("--data", data, "--weights", weights, "--batch-size", str(batch_size), *options)
-        environment = {"VGG_JAX_CACHE": str(folder / f"foresight-cache-{number}")}
+        environment = keeping_programs(folder / f"foresight-cache-{number}")
         planning = measure(VGG_JAX, "plan", "--json", *common, environment=environment)
         plan = json.loads(planning.output.splitlines()[-1])
         run = folder / f"foresight-{number}"

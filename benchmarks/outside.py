@@ -210,7 +210,6 @@ class Watch(Progress):
     def figures(self) -> dict[str, Any]:
         """Return the share that is outside the programs, and what it was found from."""
         wall = sum(self.main_thread.values())
-        sums = [sum(replay.values()) for replay in self.replays]
         programs = {
             name: statistics.median(replay[name] for replay in self.replays)
             for name in self.replays[0]
@@ -219,8 +218,7 @@ class Watch(Progress):
         return {
             "epoch_wall_seconds": round(wall, 3),
             "epoch_seconds": [round(seconds, 3) for seconds in self.seconds],
-            "programs_seconds": [round(seconds, 3) for seconds in sums],
-            "outside_share": round(1 - statistics.median(sums) / wall, 4),
+            "outside_share": round(1 - sum(programs.values()) / wall, 4),
             "programs": {
                 name: {"calls": counts[name], "seconds": round(seconds, 3)}
                 for name, seconds in programs.items()

@@ -28,7 +28,7 @@ def there(options, path: Path) -> int:
         patch.setattr(session, "fit", lambda *args, **others: None)
         train(**options, features="disk", run=str(path), progress=progress)
     (note,) = (note for note in progress.notes if "Features are kept" in note)
-    return int(note.rsplit(": ", 1)[1].split()[0])
+    return int(note.rsplit("; ", 1)[1].split()[0])
 
 
 CHANGES = {

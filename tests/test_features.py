@@ -118,14 +118,18 @@ def test_bfloat16_takes_half_the_room_and_gives_nearly_the_same(options, tmp_pat
 
 def test_programs_as_users_have_them_give_the_same_bits(options, tmp_path, own_cache):
     """Those of the other tests are not optimised."""
+    others = {name: value for name, value in options.items() if name != "batch_size"}
     code = f"""
 from vgg_jax import train
-for features in ("off", "disk"):
-    train(**{options!r}, features=features, run={str(tmp_path)!r} + "/" + features)
+for size in (8, 11):  # the second finds the features that the first kept
+    for features in ("off", "disk"):
+        run = {str(tmp_path)!r} + f"/{{features}}{{size}}"
+        train(**{others!r}, batch_size=size, features=features, run=run)
 """
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    same_run(tmp_path / "off", tmp_path / "disk")
+    for size in (8, 11):
+        same_run(tmp_path / f"off{size}", tmp_path / f"disk{size}")
 
 
 @pytest.mark.slow
@@ -246,6 +250,16 @@ def test_last_bits_of_narrow_layers_are_told_and_allowed(options, tmp_path, monk
     assert all(re.search(r"differ by 2\.\de-07\.$", note) for note in told), told
 
 
+def test_pictures_stay_where_their_features_find_no_room(options, tmp_path, monkeypatch, read):
+    """The features of conv2_1 are larger: 276 kB, of 207 kB of pictures."""
+    monkeypatch.setattr(room, "available_bytes", lambda mesh=None: 600_000)
+    given = {**options, "train_from": "conv2_1", "cache_size": "1kB", "epochs": 3}
+    progress = Recorder()
+    train(**given, run=str(tmp_path / "stay"), progress=progress)
+    assert any("Features are not kept: 276.5 kB are" in note for note in progress.notes)
+    assert [count for count in read if count] == [21, 9]
+
+
 def test_an_interrupted_training_goes_on_with_the_features_it_has(options, tmp_path, read):
     train(**options, features="off", run=str(tmp_path / "whole"))
     read.clear()
@@ -292,7 +306,12 @@ def notes_of(options, path: Path, **others) -> str:
 
 def test_auto_keeps_them_where_nothing_is_random_and_says_why_not(options, tmp_path, monkeypatch):
     plain = notes_of(options, tmp_path / "plain")
-    assert plain.startswith("Features are kept on disk and in memory (34.6 kB): 0 of 30")
+    assert plain == (
+        "Features are kept on disk and in memory (34.6 kB): nothing random comes before conv5_1;"
+        " 0 of 30 are there."
+    )
+    views = notes_of(options, tmp_path / "views", augment=("keras",), views=4)
+    assert "(58.8 kB): each picture has 4 views; 0 of 51" in views  # two epochs use two of them
     augmented = notes_of(options, tmp_path / "augmented", augment=("keras",))
     assert augmented.startswith("Features are not kept: keras changes the pictures anew")
     assert "--views 4" in augmented
@@ -301,8 +320,8 @@ def test_auto_keeps_them_where_nothing_is_random_and_says_why_not(options, tmp_p
     early = notes_of(options, tmp_path / "early", train_from="conv1_2")
     assert early.startswith("Features are not kept: what comes before conv1_2 is computed faster")
     small = notes_of(options, tmp_path / "small", cache_size="1kB")
-    why = "not on disk: 34.6 kB are more than --cache-size 1kB."
-    assert small == f"Features are kept in memory (34.6 kB), {why}"
+    assert small.startswith("Features are kept in memory (34.6 kB): nothing random comes before ")
+    assert small.endswith("; not on disk: 34.6 kB are more than --cache-size 1kB.")
     no_memory(monkeypatch)
     none = notes_of(options, tmp_path / "none", cache_size="1kB")
     assert none.startswith("Features are not kept: 34.6 kB are more than --cache-size 1kB, and")

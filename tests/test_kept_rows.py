@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,6 +184,41 @@ def test_disk_alone_goes_on_with_what_it_has_where_it_can_no_longer_be_written(
     assert [str(error) for error in told] == ["no room"]
 
 
+def in_pairs(compute: Callable[[Batch, int], jnp.ndarray], kept: OnDisk) -> Features:
+    """Return features in batches of two, kept there."""
+
+    def read(order: np.ndarray, view: int) -> Iterator[Batch]:
+        for piece in pieces_of(order, 2):
+            index, valid = padded(piece, 2), np.arange(2) < len(piece)
+            yield Batch(np.zeros((2, 1, 1, 3), np.uint8), index, valid, index, index)
+
+    return Features(
+        labels=np.arange(COUNT, dtype=np.int32),
+        batch_size=2,
+        rows=2,
+        read=read,
+        put=lambda arrays: arrays,
+        compute=compute,
+        pool=mean,
+        keep=cast("Keep", SimpleNamespace(rows=lambda *_: kept, passed=lambda *_: kept.flush())),
+    )
+
+
+def test_rows_that_turn_out_to_be_lost_are_not_counted_as_compared(tmp_path):
+    with closing(open_table(tmp_path)) as table:
+        table.append([NAMES[i].tobytes() for i in (5, 0, 2)], ROWS[[5, 0, 2]])
+    spoil(tmp_path)
+    with closing(open_table(tmp_path)) as table:
+        kept = OnDisk(on_disk(table), mean)
+        features = in_pairs(lambda batch, view: jnp.asarray(ROWS[batch.index] + 1), kept)
+        there = np.flatnonzero(kept.has(ALL))
+        assert there.tolist() == [0, 2, 5]
+        difference, count = features.compare(kept, there, 1)
+        assert count == len(np.flatnonzero(kept.has(ALL))) == 2
+        assert difference > 0
+        kept.close()
+
+
 def test_an_epoch_holds_little_where_the_disk_fails_and_rows_are_lost(tmp_path, monkeypatch):
     """With two equal pictures, whose features have one name."""
     names, values = NAMES.copy(), ROWS.copy()
@@ -195,11 +230,6 @@ def test_an_epoch_holds_little_where_the_disk_fails_and_rows_are_lost(tmp_path, 
     def fail(ids: object, rows: object) -> None:
         raise CacheError("no room")
 
-    def read(order: np.ndarray, view: int) -> Iterator[Batch]:
-        for piece in pieces_of(order, 2):
-            index, valid = padded(piece, 2), np.arange(2) < len(piece)
-            yield Batch(np.zeros((2, 1, 1, 3), np.uint8), index, valid, index, index)
-
     with closing(open_table(tmp_path)) as table:
         monkeypatch.setattr(table, "append", fail)
         disk = DiskRows(data_mesh(), table, names)
@@ -210,18 +240,7 @@ def test_an_epoch_holds_little_where_the_disk_fails_and_rows_are_lost(tmp_path, 
             held.append(len(disk._fresh))
             return jnp.asarray(values[batch.index])
 
-        features = Features(
-            labels=np.arange(COUNT, dtype=np.int32),
-            batch_size=2,
-            rows=2,
-            read=read,
-            put=lambda arrays: arrays,
-            compute=compute,
-            pool=mean,
-            keep=cast(
-                "Keep", SimpleNamespace(rows=lambda *_: kept, passed=lambda *_: kept.flush())
-            ),
-        )
+        features = in_pairs(compute, kept)
         for order in ([2, 1, 3, 4, 6, 5, 0], [6, 4, 1, 3, 0, 2, 5], [0, 5, 2, 1, 6, 3, 4]):
             found = [*features.batches(np.array(order), 1)]
             pooled = np.concatenate([np.asarray(inputs.features) for inputs in found])

@@ -28,7 +28,7 @@ from vgg_jax.workflows.expectation import (
     expected_epochs,
     expected_features,
     largest_batch,
-    other_rows,
+    rows_of_line,
 )
 from vgg_jax.workflows.load import build_functional
 from vgg_jax.workflows.plan import plan
@@ -104,10 +104,12 @@ def test_what_was_compiled_is_what_runs(options, caplog):
         for record in caplog.records
         if record.getMessage().startswith("Compiling ")
     ]
-    # For batches of 5 and 2; the validation split has more than 5 pictures.
-    assert {name: names.count(name) for name in names if "train" in name} == {"jit(train)": 2}
-    assert names.count("jit(evaluate)") == 2
-    assert names.count("jit(features)") == 3  # and to count what it does, not in pieces
+    # For batches of 5, to count what they do, and for two sizes to tell the largest batch; the
+    # validation split has more than 5 pictures.
+    counts = {name: names.count(name) for name in names if "train" in name}
+    assert counts == {"jit(train)": 4}
+    assert names.count("jit(evaluate)") == 4
+    assert names.count("jit(features)") == 4
 
 
 def test_nothing_is_left_on_disk(options, tmp_path, monkeypatch):
@@ -161,22 +163,22 @@ def test_the_largest_batch_lies_on_the_line(needed, room, largest):
 
 
 @pytest.mark.parametrize(
-    ("rows", "devices", "other"),
+    ("rows", "devices", "in_pieces", "line"),
     [
-        (1, 1, 2),
-        (2, 1, 1),
-        (5, 1, 2),
-        (8, 1, 4),
-        (10, 1, 6),
-        (20, 1, 12),
-        (33, 1, 17),
-        (8, 8, 16),
-        (14, 7, 7),
-        (32, 8, 16),
+        (1, 1, False, (1, 2)),
+        (5, 1, False, (5, 2)),
+        (32, 1, False, (32, 16)),
+        (8, 8, False, (8, 16)),
+        (14, 7, False, (14, 7)),
+        (32, 8, False, (32, 16)),
+        (5, 1, True, (16, 24)),
+        (8, 1, True, (16, 24)),
+        (20, 1, True, (20, 28)),
+        (33, 1, True, (16, 24)),
     ],
 )
-def test_the_line_goes_through_batches_whose_largest_pieces_are_alike(rows, devices, other):
-    assert other_rows(rows, devices) == other
+def test_the_line_goes_through_batches_of_pieces_that_are_alike(rows, devices, in_pieces, line):
+    assert rows_of_line(rows, devices, in_pieces=in_pieces) == line
 
 
 def test_too_little_memory_is_an_error_that_says_what_fits(options, monkeypatch):
@@ -227,10 +229,9 @@ def test_views_are_computed_one_an_epoch(options):
     features, epochs = expected(options, augment=("horizontal-flip",), views=2)
     assert epochs.kept == [FIRST, TRAIN + 21 * 0.5 + 2, 14, 14]
     assert features.bytes == (2 * 21 + 9) * 128
-    assert expected(options, augment=("horizontal-flip",), views=9)[1].kept == [
-        FIRST,
-        *[TRAIN + 21 * 0.5 + 2] * 3,
-    ]
+    features, epochs = expected(options, augment=("horizontal-flip",), views=9)
+    assert epochs.kept == [FIRST, *[TRAIN + 21 * 0.5 + 2] * 3]
+    assert features.bytes == (4 * 21 + 9) * 128  # four epochs use four of them
 
 
 def test_features_of_earlier_trainings_count(options, tmp_path, monkeypatch):
@@ -313,7 +314,7 @@ def test_the_command(options):
     done = runner.invoke(app, ["plan", *flags(options), "--json"])
     result = json.loads(done.stdout)
     assert len(result["epochs"]["kept"]) == len(result["epoch_seconds"]) == 2
-    assert result["largest_batch_size"] == 21
+    assert result["largest_batch_size"] == 20  # of 21
 
 
 def test_it_takes_the_options_of_train_but_for_those_of_a_run(tmp_path):

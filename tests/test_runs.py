@@ -68,6 +68,17 @@ def test_every_state_is_told(many):
     assert ages == sorted(ages)
 
 
+def test_candidates_of_sweeps_are_listed_and_cleaned(copy):
+    (copy / "photos-sweep-1").mkdir()
+    for name in ("failed", "damaged"):
+        (copy / name).rename(copy / "photos-sweep-1" / name)
+    found = {str(run.path.relative_to(copy)): run.state for run in list_runs(copy)}
+    assert found["photos-sweep-1/failed"] == "failed"
+    assert found["photos-sweep-1/damaged"] == "damaged"
+    assert len(found) == 6
+    assert copy / "photos-sweep-1" / "failed" in {one.path for one in clean_runs(copy)}
+
+
 def test_a_run_whose_lock_is_held_is_running(copy):
     lock = RunLock(copy / "killed")
     lock.acquire(pytest.fail)

@@ -124,9 +124,9 @@ def test_each_stops_early_by_itself(given, tmp_path, stacked):
         alone.path.rename(tmp_path / outcome.candidate.name)
 
 
-@pytest.mark.parametrize(("looks", "epochs"), [(1, 0), (5, 1)])
+@pytest.mark.parametrize(("looks", "epochs"), [(1, 0), (4, 0), (6, 1)])
 def test_an_interrupted_group_keeps_its_epochs_and_goes_on(looks, epochs, given, tmp_path, stacked):
-    """An epoch has 3 steps, and is looked after once more when it is validated."""
+    """An epoch has 3 steps and 2 batches of validation."""
     folder = tmp_path / "sweep"
     given["learning_rate"] = [1e-2, 1e-3]
     with pytest.raises(TrainingInterrupted, match=r"the epochs before it are saved.\nGo on with"):

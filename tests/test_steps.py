@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from training_runs import SAME_BITS_SIZE
 
@@ -138,7 +139,7 @@ def counted(lowered) -> float:
 
 def test_the_prefix_in_pieces_gives_the_same_bits_and_takes_less_memory():
     steps, _, frozen = prepare(image_size=SAME_BITS_SIZE)
-    few = dataclasses.replace(steps, in_pieces=True)
+    few = dataclasses.replace(steps, on_one_cpu=True)
     for rows in (4, 7, 8, 9, 20, 23):
         images = make_batch(rows=rows, image_size=SAME_BITS_SIZE)["images"]
         np.testing.assert_array_equal(few.features(frozen, images), steps.features(frozen, images))
@@ -152,11 +153,30 @@ def test_the_prefix_in_pieces_gives_the_same_bits_and_takes_less_memory():
         assert memory(few, rows) < share * memory(steps, rows)
 
 
+@pytest.mark.parametrize("boundary", ["conv3_2", "conv5_1", "head"])
+def test_a_step_on_one_cpu_does_what_others_do(boundary):
+    steps, state, frozen = prepare(boundary)
+    sgd = optax.sgd(1e-3)
+    steps = dataclasses.replace(steps, tx=sgd)
+    state = TrainState(state.trained, sgd.init(state.trained), state.step)
+    before, after = copied(state.trained), []
+    for on_one_cpu in (False, True):
+        ways = dataclasses.replace(steps, on_one_cpu=on_one_cpu)
+        started = jax.tree.map(jnp.array, state)
+        trained, totals = take_step(ways, started, Totals.start(), frozen, make_batch())
+        after.append((copied(trained.trained), float(totals.loss)))
+    (one, loss), (other, same) = after
+    assert same == pytest.approx(loss, rel=1e-5)
+    for path, value in one.items():
+        moved = np.abs(value - before[path]).max()
+        np.testing.assert_allclose(other[path], value, rtol=1e-6, atol=1e-5 * moved, err_msg=path)
+
+
 @pytest.mark.parametrize("rows", [8, 10])
 def test_augmented_and_mixed_pictures_in_pieces_give_the_same_bits(rows):
     chain = Chain((HorizontalFlip(), Swap()))
     steps, _, frozen = prepare(image_size=SAME_BITS_SIZE, augment=chain)
-    few = dataclasses.replace(steps, in_pieces=True)
+    few = dataclasses.replace(steps, on_one_cpu=True)
     batch, number = make_batch(rows, rows, image_size=SAME_BITS_SIZE), jnp.uint32(1)
     images, content = batch["images"], batch["content"]
     whole = steps.augmented_features(frozen, images, content, number)

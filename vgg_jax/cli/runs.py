@@ -45,7 +45,9 @@ def group() -> None:
 
 @runs.command("list")
 def list_runs(folder: FolderArgument = Path("runs"), as_json: JsonOption = False) -> None:
-    """List the runs in DIR, the one that changed last first: what became of them, and their best.
+    """List the runs in DIR and in its sweeps: what became of them, and their best.
+
+    The one that changed last comes first.
 
     `running` have a process at work; `interrupted` were stopped or killed; `failed` ended with an
     error.

@@ -30,10 +30,10 @@ from vgg_jax.training.steps import Steps
 from vgg_jax.weights.checksums import array_sha256, file_sha256, json_sha256
 
 _FORMAT = 2  # to be raised when the network, or the preparation of pictures, computes otherwise
-_PACKAGES = ("vgg-jax", "pillow", "numpy", "jax", "jaxlib")
+_PACKAGES = ("vgg-jax", "pillow", "numpy", "jax", "jaxlib", "flax")
 _JAX_OPTIONS = (
     *("jax_default_matmul_precision", "jax_default_prng_impl", "jax_enable_x64"),
-    "jax_threefry_partitionable",
+    *("jax_threefry_partitionable", "jax_random_seed_offset"),
 )
 # From so many rows on, XLA's convolutions on a CPU give a row the same bits in every batch.
 _ROWS_ALIKE = 4

@@ -113,25 +113,26 @@ class Features:
             for batch in closing_at_end(self.read(order, view)):
                 yield batch.index[batch.valid], self.compute(batch, view)
 
-    def largest_difference(self, rows: KeptRows, positions: np.ndarray, view: int) -> float:
+    def compare(self, rows: KeptRows, positions: np.ndarray, view: int) -> tuple[float, int]:
         """Compute features once more, and compare them with those in `rows`.
 
         Returns:
-            The largest difference, relative to the largest value. Rows that turn out to be lost
-            differ in nothing.
+            The largest difference, relative to the largest value, and of how many pictures: those
+            whose rows do not turn out to be lost.
         """
-        largest = 0.0
+        largest, count = 0.0, 0
         with closing(self._computed(positions, view)) as computed:
             for piece, features in computed:
-                if (found := rows.get(piece, self.rows)) is not None:
-                    anew = np.asarray(self.pool(features), np.float32)[: len(piece)]
-                    kept = np.asarray(found, np.float32)[: len(piece)]
-                    if not np.array_equal(anew, kept, equal_nan=True):
-                        difference = float(np.abs(anew - kept).max() / np.abs(anew).max())
-                        largest = max(
-                            largest, difference if math.isfinite(difference) else math.inf
-                        )
-        return largest
+                there = rows.has(piece)
+                while (found := rows.get(piece[there], self.rows)) is None:
+                    there = rows.has(piece)
+                anew = np.asarray(self.pool(features), np.float32)[: len(piece)][there]
+                kept = np.asarray(found, np.float32)[: len(anew)]
+                count += len(anew)
+                if not np.array_equal(anew, kept, equal_nan=True):
+                    difference = float(np.abs(anew - kept).max() / np.abs(anew).max())
+                    largest = max(largest, difference if math.isfinite(difference) else math.inf)
+        return largest, count
 
     def _inputs(self, positions: np.ndarray, features: jax.Array) -> Inputs:
         labels = self.labels[padded(positions, self.rows)]

@@ -30,6 +30,11 @@ View = int | None  # None: pictures as they are
 Splits = Mapping[str, tuple[Examples, Sequence[View]]]
 
 
+def views_of(config: ResolvedConfig) -> Sequence[View]:
+    """Return the views of training pictures whose features a training can keep."""
+    return range(1, min(config.views, config.epochs) + 1) if config.views else (None,)
+
+
 def tell_not_kept(config: ResolvedConfig, why_not: str, progress: Progress) -> None:
     """Tell the user that features are not kept, and what comes of that."""
     progress.note(f"Features are not kept: {why_not}.")
@@ -81,13 +86,18 @@ class Keeper:
         self._writes = True
         self._decide(memory)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there is room for any."""
+        return self._place is not None or bool(self._tables)
+
     def of(self, split: str, *, augmented: bool) -> KeptSplit:
         """Return what keeps the features of one split, in views if it is augmented."""
         return KeptSplit(self, split, augmented)
 
     def rows(self, split: str, view: View, features: Features) -> KeptRows | None:
         """Return where the features of a split in a view are kept; None if they are not."""
-        if self._place is None and not self._tables:
+        if not self.keeps:
             return None
         if (split, view) not in self._rows:
             self._rows[split, view] = self._make_rows(split, view, features)
@@ -102,10 +112,10 @@ class Keeper:
         if (rows := self._rows.get((split, view))) is None:
             return
         rows.flush()
-        self._tell_damage()
         if self._config.verify_features and (split, view) not in self._verified:
             self._verified.add((split, view))
             self._verify(split, view, rows, features)
+        self._tell_damage()
 
     def close(self) -> None:
         """End what goes on in the background."""
@@ -134,16 +144,19 @@ class Keeper:
         kept = np.flatnonzero(rows.has(np.arange(len(features.labels))))
         rng = np.random.default_rng([self._config.seed, view or 0])
         drawn = rng.choice(kept, min(self._config.verify_features, len(kept)), replace=False)
-        difference = features.largest_difference(rows, drawn, view or 1)
+        difference, count = features.compare(rows, drawn, view or 1)
         of_view = f" in view {view}" if view is not None else ""
         if difference > self._tolerance:
             raise TrainingError(
-                f"The kept features of {len(drawn)} pictures of {split}{of_view} differ by up to"
+                f"The kept features of {count} pictures of {split}{of_view} differ by up to"
                 f" {difference:.2g} of the largest from what is computed anew"
                 f" (allowed: {self._tolerance:.2g}). Remove what is kept: vgg-jax cache clear"
             )
+        if not count:
+            self._progress.warn(f"Of {split}{of_view} no features are kept that could be verified.")
+            return
         self._progress.note(
-            f"Kept features of {len(drawn)} pictures of {split}{of_view}, computed anew:"
+            f"Kept features of {count} pictures of {split}{of_view}, computed anew:"
             f" {'equal to the bit' if not difference else f'differ by {difference:.2g}'}."
         )
 
@@ -186,12 +199,17 @@ class Keeper:
         self._progress.note(self._described(count, in_memory, places.no_disk))
 
     def _described(self, count: int, in_memory: int, no_disk: str) -> str:
+        config = self._config
+        why = f"nothing random comes before {config.train_from}"
+        if config.views:
+            why = f"each picture has {config.views} views"
         if not self._tables:
-            why = f", not on disk: {no_disk}" if no_disk else ""
-            return f"Features are kept in memory ({format_bytes(in_memory)}){why}."
+            but = f"; not on disk: {no_disk}" if no_disk else ""
+            return f"Features are kept in memory ({format_bytes(in_memory)}): {why}{but}."
         where = "on disk and in memory" if self._place else "on disk"
         size = format_bytes(count * _bytes_of(self._features))
-        return f"Features are kept {where} ({size}): {self._stored:,} of {count:,} are there."
+        there = f"{self._stored:,} of {count:,} are there"
+        return f"Features are kept {where} ({size}): {why}; {there}."
 
     def _open_tables(self) -> int:
         """Open the tables of all views; returns how many features are there."""

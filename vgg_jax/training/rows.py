@@ -135,7 +135,7 @@ class DiskRows:
         names, rows = [self._names[i] for i in positions], np.asarray(values)[: len(positions)]
         self._fresh.update(zip(names, rows, strict=True))
         if self._writes:
-            self.write(positions, values)
+            self._append(names, values)
             for name in itertools.takewhile(self.table.__contains__, [*self._fresh]):
                 del self._fresh[name]
 
@@ -147,8 +147,9 @@ class DiskRows:
 
     def write(self, positions: np.ndarray, values: jax.Array) -> None:
         """Write rows in the background, which can be read some time later; errors as for `put`."""
-        names = [self._names[i] for i in positions]
+        self._append([self._names[i] for i in positions], values)
 
+    def _append(self, names: list[bytes], values: jax.Array) -> None:
         def write() -> None:
             self.table.append(names, np.ascontiguousarray(np.asarray(values)[: len(names)]))
 

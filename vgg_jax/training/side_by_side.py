@@ -225,9 +225,10 @@ def fit_side_by_side(
         sums = jax.device_get(totals)
         training_seconds = time.perf_counter() - begun
         losses, probabilities = evaluate_batches(
-            partial(stacked.evaluate, states.trained), feed.validation()
+            partial(stacked.evaluate, states.trained),
+            feed.validation(),
+            lambda count, epoch=epoch: _stop_if_asked(limits, epoch),
         )
-        _stop_if_asked(limits, epoch)
         seconds = time.perf_counter() - begun
         held = jax.device_get(states)
         for i, lane in enumerate(lanes):

@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vgg_jax.config import FeaturesDtype, LossName
 from vgg_jax.model.classifier import Functional, Parameters
+from vgg_jax.model.convolution import convolve_3x3
 from vgg_jax.model.pieces import map_in_pieces
 from vgg_jax.training.losses import example_losses, probabilities
 from vgg_jax.training.position import Sums
@@ -113,8 +114,9 @@ class Steps:
         seed: Of augmentation and dropout.
         features_dtype: To which features are rounded.
         num_classes: Needed only where `augment` mixes.
-        in_pieces: Whether the prefix takes few images at a time; see
-            `vgg_jax.model.pieces`.
+        on_one_cpu: Whether to work as suits a CPU: the prefix takes few images at a time, see
+            `vgg_jax.model.pieces`, gradients of kernels a tap at a time, see
+            `vgg_jax.model.convolution`.
     """
 
     functional: Functional
@@ -125,7 +127,7 @@ class Steps:
     seed: int = 0
     features_dtype: FeaturesDtype = "float32"
     num_classes: int = 0
-    in_pieces: bool = False
+    on_one_cpu: bool = False
 
     @partial(jax.jit, static_argnums=0)
     def features(self, frozen: Parameters, images: jax.Array) -> jax.Array:
@@ -221,13 +223,16 @@ class Steps:
 
     def _prefix(self, frozen: Parameters, images: jax.Array) -> jax.Array:
         prefix = self.functional.bind(frozen).prefix
-        features = map_in_pieces(prefix, images) if self.in_pieces else prefix(images)
+        features = map_in_pieces(prefix, images) if self.on_one_cpu else prefix(images)
         return features.astype(self.features_dtype)
 
     def _suffix(
         self, trained: Parameters, features: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        return self.functional.bind(trained, key).suffix(features.astype(jnp.float32))
+        classifier = self.functional.bind(trained, key)
+        if self.on_one_cpu:
+            classifier.backbone.set_attributes(conv_general_dilated=convolve_3x3)
+        return classifier.suffix(features.astype(jnp.float32))
 
 
 def _stream(seed: int, number: int) -> jax.Array:

@@ -16,7 +16,7 @@ from vgg_jax.model.pieces import PIECE
 from vgg_jax.table_folders import FEATURES
 from vgg_jax.training.feature_names import row_names, settings_of
 from vgg_jax.training.feature_places import Places, choose_places, why_not_kept
-from vgg_jax.training.keeping import View
+from vgg_jax.training.keeping import View, views_of
 from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows
 from vgg_jax.workflows.feed import batch_size_of, padded_rows
@@ -60,7 +60,7 @@ def expected_features(
     """
     config, chain = session.config, session.chain
     train, validation = data.counts["train"], data.counts["validation"]
-    views: list[View] = [*range(1, config.views + 1)] if config.views else [None]
+    views = views_of(config)
     count = train * len(views) + validation
     row_bytes, pooled_bytes = _bytes_of(programs.features), _bytes_of(programs.pooled)
     stored, stored_validation = [0] * len(views), 0
@@ -178,16 +178,17 @@ def _between(least: float, most: float, share: float) -> float:
     return least + share * (most - least)
 
 
-def other_rows(rows: int, devices: int) -> int:
-    """Return the rows of another batch, to tell what each adds: fewer, since more may not compile.
+def rows_of_line(rows: int, devices: int, *, in_pieces: bool) -> tuple[int, int]:
+    """Return the rows of two batches, one of them `rows` if possible, to tell what each row adds.
 
-    Where the prefix may go in pieces, the largest piece of both is the same.
+    Where the prefix goes in pieces, those of both are alike.
     """
+    if in_pieces:
+        first = rows if rows >= 3 * PIECE and rows % PIECE == 0 else 4 * PIECE
+        return first, first + 2 * PIECE
     if rows <= devices:
-        return 2 * rows
-    if devices == 1 and rows >= 2 * PIECE:
-        return rows - rows // (2 * PIECE) * PIECE
-    return padded_rows(rows // 2, devices)
+        return rows, 2 * rows
+    return rows, padded_rows(rows // 2, devices)  # fewer, since more may not compile
 
 
 def largest_batch(needed: dict[int, int], room: int) -> int:

@@ -24,7 +24,7 @@ from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed
 from vgg_jax.training.feature_places import why_not_kept
 from vgg_jax.training.features import Features, ResidentPictures
-from vgg_jax.training.keeping import Keeper, Splits, tell_not_kept
+from vgg_jax.training.keeping import Keeper, Splits, tell_not_kept, views_of
 from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows
 from vgg_jax.training.steps import Inputs, Steps, put_batch
@@ -108,9 +108,8 @@ def open_feed(source: Source, data: DataSet, progress: Progress) -> Generator[Fe
         tell_not_kept(config, why_not, progress)
         yield make_feed(source, data, memory, None)
         return
-    views = range(1, config.views + 1) if config.augment else (None,)
     splits: Splits = {
-        "train": (data.splits["train"], tuple(views)),
+        "train": (data.splits["train"], views_of(config)),
         "validation": (data.splits["validation"], (None,)),
     }
     rows = padded_rows(batch_size_of(config, data.splits["train"]), source.mesh.size)
@@ -118,7 +117,7 @@ def open_feed(source: Source, data: DataSet, progress: Progress) -> Generator[Fe
         config, source.steps, source.frozen, splits, source.mesh, rows, memory, progress
     )
     try:
-        yield make_feed(source, data, memory, keeper)
+        yield make_feed(source, data, memory, keeper if keeper.keeps else None)
     finally:
         keeper.close()
 

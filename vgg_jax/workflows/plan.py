@@ -13,6 +13,7 @@ from vgg_jax.config import TrainConfig
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import TrainingError
+from vgg_jax.model.pieces import PIECE
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress, format_bytes
 from vgg_jax.training.memory import available_bytes, naming_a_smaller_batch
@@ -26,11 +27,11 @@ from vgg_jax.workflows.expectation import (
     expected_epochs,
     expected_features,
     largest_batch,
-    other_rows,
+    rows_of_line,
 )
 from vgg_jax.workflows.feed import batch_size_of, padded_rows
 from vgg_jax.workflows.load import build_functional
-from vgg_jax.workflows.programs import Program, compile_programs, counted_whole
+from vgg_jax.workflows.programs import Program, compile_programs, counted
 from vgg_jax.workflows.session import Session, chain_of
 from vgg_jax.workflows.timing import measure
 
@@ -69,7 +70,8 @@ class Plan:
         compile_seconds: Of these programs; a training that follows finds them in the cache.
         memory_bytes: What the training needs on each device.
         available_bytes: What is free there.
-        largest_batch_size: That is safe, and no larger than the training split; 0 if none is.
+        largest_batch_size: That is safe, a multiple of 4 or less than 4, and no larger than the
+            training split; 0 if none is.
         features: What is kept from one epoch to the next.
         epochs: Expected seconds of the epochs.
     """
@@ -129,17 +131,21 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     progress.note(f"Compiling for batches of {batch_size}.")
     begun = time.perf_counter()
     rows = padded_rows(batch_size, session.mesh.size)
-    fewer = other_rows(rows, session.mesh.size)
+    sizes = rows_of_line(rows, session.mesh.size, in_pieces=session.steps.on_one_cpu)
     with naming_a_smaller_batch(batch_size, _smaller):
         programs = compile_programs(session, rows)
         compile_seconds = time.perf_counter() - begun
-        programs = counted_whole(programs, session, rows)
-        others = compile_programs(session, fewer)
+        programs = counted(programs, session, rows)
+        by_rows = {rows: programs} | {
+            size: compile_programs(session, size) for size in sizes if size != rows
+        }
     memory = Memory(resolved, session.mesh)
     features = expected_features(session, data, programs, memory)
-    needed = {rows: programs.memory_bytes, fewer: others.memory_bytes}
+    needed = {size: by_rows[size].memory_bytes for size in sizes}
     room = int(_SAFE * available) - features.memory_bytes
     largest = min(largest_batch(needed, room), data.counts["train"])
+    if largest > PIECE:
+        largest -= largest % PIECE  # or the last piece is a larger one
     memory_bytes = programs.memory_bytes + features.memory_bytes
     device = jax.devices()[0].device_kind
     if memory_bytes > available:

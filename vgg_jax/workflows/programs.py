@@ -57,21 +57,49 @@ class Programs:
 def compile_programs(session: Session, rows: int) -> Programs:
     """Compile what a session runs on batches of so many rows, from their shapes alone.
 
-    Steps that are then taken on such batches find these programs, and compile nothing. Of a prefix
-    in pieces one is counted; see `counted_whole`.
+    Steps that are then taken on such batches find these programs, and compile nothing. What they
+    do in loops is counted as if it were done once; see `counted`.
     """
-    steps, mesh = session.steps, session.mesh
+    return _compile(session, session.steps, rows)
+
+
+def counted(programs: Programs, session: Session, rows: int) -> Programs:
+    """Return the programs with what they do counted in others, which have no loops."""
+    if not session.steps.on_one_cpu:
+        return programs
+    others = _compile(session, dataclasses.replace(session.steps, on_one_cpu=False), rows)
+    whole = {
+        name: dataclasses.replace(
+            getattr(others, name), memory_bytes=getattr(programs, name).memory_bytes
+        )
+        for name in ("prefix", "train", "evaluate")
+    }
+    return dataclasses.replace(programs, **whole)
+
+
+def _compile(session: Session, steps: Steps, rows: int) -> Programs:
+    mesh, frozen = session.mesh, session.frozen
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
 
     def array(shape: tuple[int, ...], dtype: Any) -> Any:
-        return _array(mesh, rows, shape, dtype)
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_row)
 
+    side = session.config.image_size
+    images, content = array((side, side, 3), np.uint8), array((3,), np.uint32)
     labels, valid = array((), np.int32), array((), np.bool_)
+    number = jax.ShapeDtypeStruct((), np.uint32)
     targets = labels
-    prefix = _lower_prefix(session, steps, rows)
-    features = prefix.out_info
     if session.chain.mixes:
-        features, targets = features
+        batch = {"images": images, "labels": labels, "valid": valid, "content": content}
+        prefix = steps.mixed_features.lower(steps, frozen, batch, number, number)
+        features, targets = prefix.out_info
         targets = array(targets.shape[1:], targets.dtype)
+    elif session.chain.on_device:
+        prefix = steps.augmented_features.lower(steps, frozen, images, content, number)
+        features = prefix.out_info
+    else:
+        prefix = steps.features.lower(steps, frozen, images)
+        features = prefix.out_info
     pooled = jax.eval_shape(steps.pool, features)
     pooled = array(pooled.shape[1:], pooled.dtype)
     totals = replicate(mesh, Totals.start())
@@ -86,44 +114,6 @@ def compile_programs(session: Session, rows: int) -> Programs:
         features=_row(features),
         pooled=_row(pooled),
     )
-
-
-def counted_whole(programs: Programs, session: Session, rows: int) -> Programs:
-    """Return the programs with what the prefix does counted in one that is not in pieces.
-
-    XLA counts what it does in a loop as if it were done once.
-    """
-    if not session.steps.in_pieces:
-        return programs
-    steps = dataclasses.replace(session.steps, in_pieces=False)
-    whole = _compiled(_lower_prefix(session, steps, rows))
-    memory_bytes = programs.prefix.memory_bytes
-    return dataclasses.replace(
-        programs, prefix=dataclasses.replace(whole, memory_bytes=memory_bytes)
-    )
-
-
-def _lower_prefix(session: Session, steps: Steps, rows: int) -> jax.stages.Lowered:
-    side, mesh, frozen = session.config.image_size, session.mesh, session.frozen
-    images = _array(mesh, rows, (side, side, 3), np.uint8)
-    content = _array(mesh, rows, (3,), np.uint32)
-    number = jax.ShapeDtypeStruct((), np.uint32)
-    if session.chain.mixes:
-        batch = {
-            "images": images,
-            "labels": _array(mesh, rows, (), np.int32),
-            "valid": _array(mesh, rows, (), np.bool_),
-            "content": content,
-        }
-        return steps.mixed_features.lower(steps, frozen, batch, number, number)
-    if session.chain.on_device:
-        return steps.augmented_features.lower(steps, frozen, images, content, number)
-    return steps.features.lower(steps, frozen, images)
-
-
-def _array(mesh: jax.sharding.Mesh, rows: int, shape: tuple[int, ...], dtype: Any) -> Any:
-    by_row = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_row)
 
 
 def _compiled(lowered: jax.stages.Lowered) -> Program:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ class RunDescription:
 
 
 def list_runs(folder: Path = RUNS_FOLDER) -> list[RunSummary]:
-    """Summarise the runs in a folder, the one that changed last first.
+    """Summarise the runs in a folder and in the sweeps there, the one that changed last first.
 
     Raises:
         RunError: If there is no such folder.
@@ -96,10 +97,14 @@ def list_runs(folder: Path = RUNS_FOLDER) -> list[RunSummary]:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Yield the runs in a folder, and the folder itself if it is one."""
+    """Yield the runs in a folder and in the sweeps there, and the folder itself if it is one."""
     if _is_run(folder):
         yield folder
-    yield from (path for path in sorted(folder.iterdir()) if _is_run(path))
+    for path in sorted(folder.iterdir()):
+        if _is_run(path):
+            yield path
+        elif os.access(path, os.R_OK | os.X_OK) and path.is_dir():  # perhaps a sweep
+            yield from (inside for inside in sorted(path.iterdir()) if _is_run(inside))
 
 
 def _is_run(folder: Path) -> bool:

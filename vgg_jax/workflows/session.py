@@ -94,7 +94,7 @@ class Session:
             seed=config.seed,
             features_dtype=config.features_dtype,
             num_classes=num_classes,
-            in_pieces=on_one_cpu(),
+            on_one_cpu=on_one_cpu(),
         )
         mesh = data_mesh()
         state = TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32))

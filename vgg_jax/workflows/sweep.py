@@ -120,7 +120,7 @@ def _configs(path: Path) -> dict[str, ResolvedConfig]:
     found: dict[str, ResolvedConfig] = {}
     folders = run_folders(path) if path.is_dir() else ()
     for folder in folders:
-        if folder == path:  # a run by itself
+        if folder.parent != path:  # a run by itself, or one that is no candidate
             continue
         with suppress(ConfigError):  # told when that run is to be gone on with
             found[folder.name] = RunFiles(folder).read_written_config()

@@ -50,7 +50,7 @@ def measure(session: Session, data: DataSet) -> Timing:
         data: Of the training.
     """
     steps, mesh = session.steps, session.mesh
-    source = Source(session.config, session.chain, steps, session.frozen, mesh)
+    source = session.source
     train, batches, decode = _decoded(source, data, "train")
     prefix, kept = _time_prefix(source, train, batches, session.chain.mixes)
 
