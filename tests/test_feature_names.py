@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
+import jax
 import pytest
 from PIL import Image
 from training_runs import SAME_BITS_SIZE, Recorder, same_run
@@ -50,7 +52,7 @@ NO_CHANGES = {
 }
 
 
-def test_features_go_by_all_that_they_depend_on_and_by_nothing_else(options, tmp_path, monkeypatch):
+def test_features_go_by_all_that_they_depend_on_and_by_nothing_else(options, tmp_path):
     given = {**options, "epochs": 1}
     assert there(given, tmp_path / "none") == 0
     train(**given, run=str(tmp_path / "first"))
@@ -62,8 +64,18 @@ def test_features_go_by_all_that_they_depend_on_and_by_nothing_else(options, tmp
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(name, "3")
             assert there(given, tmp_path / name) == 0, name
-    monkeypatch.setattr("vgg_jax.training.feature_names.metadata.version", lambda name: "another")
-    assert there(given, tmp_path / "versions") == 0
+    for package in ("flax", "numpy", "vgg-jax"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "vgg_jax.training.feature_names.metadata.version",
+                lambda name, package=package: "another" if name == package else version(name),
+            )
+            assert there(given, tmp_path / package) == 0, package
+    jax.config.update("jax_random_seed_offset", 1)
+    try:
+        assert there(given, tmp_path / "offset") == 0
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
 
 
 def test_batches_too_small_for_the_same_bits_have_features_of_their_own(options, tmp_path):

@@ -311,7 +311,7 @@ def test_auto_keeps_them_where_nothing_is_random_and_says_why_not(options, tmp_p
         " 0 of 30 are there."
     )
     views = notes_of(options, tmp_path / "views", augment=("keras",), views=4)
-    assert "(58.8 kB): each picture has 4 views; 0 of 51" in views  # two epochs use two of them
+    assert "(58.8 kB): 2 views of each picture; 0 of 51" in views  # all that two epochs use
     augmented = notes_of(options, tmp_path / "augmented", augment=("keras",))
     assert augmented.startswith("Features are not kept: keras changes the pictures anew")
     assert "--views 4" in augmented

@@ -171,10 +171,10 @@ def test_the_largest_batch_lies_on_the_line(needed, room, largest):
         (8, 8, False, (8, 16)),
         (14, 7, False, (14, 7)),
         (32, 8, False, (32, 16)),
-        (5, 1, True, (16, 24)),
-        (8, 1, True, (16, 24)),
+        (5, 1, True, (8, 16)),
+        (8, 1, True, (8, 16)),
         (20, 1, True, (20, 28)),
-        (33, 1, True, (16, 24)),
+        (33, 1, True, (8, 16)),
     ],
 )
 def test_the_line_goes_through_batches_of_pieces_that_are_alike(rows, devices, in_pieces, line):

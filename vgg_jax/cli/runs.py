@@ -120,7 +120,10 @@ def clean(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List what nothing needs: runs without a checkpoint, damaged and half written checkpoints."""
+    """List what nothing needs: runs without a checkpoint, damaged and half written checkpoints.
+
+    Runs of sweeps in DIR are looked at, too.
+    """
     with user_errors():
         from vgg_jax.workflows.tidy import clean_runs
 

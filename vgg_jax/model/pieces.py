@@ -30,5 +30,5 @@ def map_in_pieces(apply: Callable[[jax.Array], jax.Array], images: jax.Array) ->
 
 
 def on_one_cpu() -> bool:
-    """Return whether the only device is a CPU, which `map_in_pieces` is for."""
+    """Return whether the only device is a CPU, which `map_in_pieces` and `convolve_3x3` are for."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1

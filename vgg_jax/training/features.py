@@ -30,8 +30,8 @@ Read = Callable[[np.ndarray, int], Iterator[Batch]]
 class Keep(Protocol):
     """Keeps the features of one split."""
 
-    def rows(self, features: Features, view: int) -> KeptRows | None:
-        """Return where those of a view are kept; None if they are not."""
+    def rows(self, features: Features, view: int) -> KeptRows:
+        """Return where those of a view are kept."""
         ...
 
     def passed(self, features: Features, view: int) -> None:
@@ -65,13 +65,12 @@ class Features:
 
     def batches(self, order: np.ndarray, view: int) -> Iterator[Inputs]:
         """Yield the examples at the positions `order`, in batches; the last is padded."""
-        rows = self.keep.rows(self, view) if self.keep else None
-        if self.keep is None or rows is None:
+        if self.keep is None:
             with closing(self._computed(order, view)) as computed:
                 for positions, features in computed:
                     yield self._inputs(positions, self.pool(features))
             return
-        with closing(self._through(rows, order, view)) as found:
+        with closing(self._through(self.keep.rows(self, view), order, view)) as found:
             yield from found
         self.keep.passed(self, view)
 

@@ -95,10 +95,8 @@ class Keeper:
         """Return what keeps the features of one split, in views if it is augmented."""
         return KeptSplit(self, split, augmented)
 
-    def rows(self, split: str, view: View, features: Features) -> KeptRows | None:
-        """Return where the features of a split in a view are kept; None if they are not."""
-        if not self.keeps:
-            return None
+    def rows(self, split: str, view: View, features: Features) -> KeptRows:
+        """Return where the features of a split in a view are kept."""
         if (split, view) not in self._rows:
             self._rows[split, view] = self._make_rows(split, view, features)
         return self._rows[split, view]
@@ -112,10 +110,12 @@ class Keeper:
         if (rows := self._rows.get((split, view))) is None:
             return
         rows.flush()
-        if self._config.verify_features and (split, view) not in self._verified:
-            self._verified.add((split, view))
-            self._verify(split, view, rows, features)
-        self._tell_damage()
+        try:
+            if self._config.verify_features and (split, view) not in self._verified:
+                self._verified.add((split, view))
+                self._verify(split, view, rows, features)
+        finally:
+            self._tell_damage()
 
     def close(self) -> None:
         """End what goes on in the background."""
@@ -202,7 +202,7 @@ class Keeper:
         config = self._config
         why = f"nothing random comes before {config.train_from}"
         if config.views:
-            why = f"each picture has {config.views} views"
+            why = f"{len(views_of(config))} views of each picture"
         if not self._tables:
             but = f"; not on disk: {no_disk}" if no_disk else ""
             return f"Features are kept in memory ({format_bytes(in_memory)}): {why}{but}."
@@ -269,7 +269,7 @@ class KeptSplit:
     split: str
     augmented: bool
 
-    def rows(self, features: Features, view: int) -> KeptRows | None:
+    def rows(self, features: Features, view: int) -> KeptRows:
         """As in `vgg_jax.training.features.Keep`."""
         return self.keeper.rows(self.split, view if self.augmented else None, features)
 

@@ -115,7 +115,7 @@ class Steps:
         features_dtype: To which features are rounded.
         num_classes: Needed only where `augment` mixes.
         on_one_cpu: Whether to work as suits a CPU: the prefix takes few images at a time, see
-            `vgg_jax.model.pieces`, gradients of kernels a tap at a time, see
+            `vgg_jax.model.pieces`, and convolutions of the suffix fewer multiplications, see
             `vgg_jax.model.convolution`.
     """
 

@@ -18,8 +18,7 @@ from vgg_jax.training.feature_names import row_names, settings_of
 from vgg_jax.training.feature_places import Places, choose_places, why_not_kept
 from vgg_jax.training.keeping import View, views_of
 from vgg_jax.training.room import Memory
-from vgg_jax.training.rows import DeviceRows
-from vgg_jax.workflows.feed import batch_size_of, padded_rows
+from vgg_jax.workflows.feed import batch_size_of, padded_rows, splits_that_stay
 from vgg_jax.workflows.programs import Programs
 from vgg_jax.workflows.session import Session
 from vgg_jax.workflows.timing import Timing
@@ -36,7 +35,8 @@ class Features:
         why_not: Why this training keeps none; None if it does.
         stored: How many pictures of training, view by view, have theirs on disk already.
         stored_validation: The same of validation.
-        pictures_stay: Whether, without kept features, the decoded pictures stay on the devices.
+        pictures_stay: Of which splits, without kept features, the decoded pictures stay on the
+            devices.
         memory_bytes: Of the kept features, or of those pictures, on each device.
     """
 
@@ -46,7 +46,7 @@ class Features:
     why_not: str | None
     stored: list[int]
     stored_validation: int
-    pictures_stay: bool
+    pictures_stay: list[str]
     memory_bytes: int
 
 
@@ -81,13 +81,8 @@ def expected_features(
             memory_bytes=pooled_bytes,
             stored=count_stored,
         )
-    pictures = (train + validation) * 3 * config.image_size**2
-    stay = (
-        config.epochs > 1
-        and not chain.host  # which changes pictures anew in each epoch
-        and memory.place_for(pictures) is DeviceRows
-    )
-    held = pictures if stay else 0
+    stay = splits_that_stay(config, chain, data.counts, memory)
+    held = sum(stay.values())
     if places.why_not is None:
         held = count * pooled_bytes if memory.on_devices(places.memory) else 0
     return Features(
@@ -97,7 +92,7 @@ def expected_features(
         why_not=places.why_not,
         stored=stored if places.on_disk else [0] * len(views),
         stored_validation=stored_validation if places.on_disk else 0,
-        pictures_stay=stay,
+        pictures_stay=[*stay],
         memory_bytes=held,
     )
 
@@ -156,7 +151,9 @@ def expected_epochs(
     validation_kept = evaluations * timing.evaluate
 
     first = train_decoded + validation_decoded
-    later = train_computed + validation_computed if features.pictures_stay else first
+    stay = features.pictures_stay
+    later = train_computed if "train" in stay else train_decoded
+    later += validation_computed if "validation" in stay else validation_decoded
     computed = [first] + [later] * (config.epochs - 1)
     if not features.can_be_kept:
         return Epochs(computed, None)
@@ -184,7 +181,7 @@ def rows_of_line(rows: int, devices: int, *, in_pieces: bool) -> tuple[int, int]
     Where the prefix goes in pieces, those of both are alike.
     """
     if in_pieces:
-        first = rows if rows >= 3 * PIECE and rows % PIECE == 0 else 4 * PIECE
+        first = rows if rows >= 2 * PIECE and rows % PIECE == 0 else 2 * PIECE
         return first, first + 2 * PIECE
     if rows <= devices:
         return rows, 2 * rows

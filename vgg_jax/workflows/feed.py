@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -132,12 +131,13 @@ def make_feed(source: Source, data: DataSet, memory: Memory, keeper: Keeper | No
         "train": source.features(train, augmented=True, batch_size=batch_size),
         "validation": source.features(validation, augmented=False, batch_size=batch_size),
     }
-    for split, found in features.items():
-        augmented = split == "train" and bool(config.augment)
-        if keeper is not None:
+    if keeper is not None:
+        for split, found in features.items():
+            augmented = split == "train" and bool(config.augment)
             features[split] = dataclasses.replace(found, keep=keeper.of(split, augmented=augmented))
-        elif config.epochs > 1 and not (augmented and chain.host):
-            features[split] = _on_devices(found, config, source.mesh, memory)
+    else:
+        for split in splits_that_stay(config, chain, data.counts, memory):
+            features[split] = _on_devices(features[split], config, source.mesh)
 
     def train_batches(epoch: int, start: int, step: int) -> Iterator[Inputs]:
         view = view_of(epoch, config.views)
@@ -169,15 +169,26 @@ def pooled(feed: Feed, pool: Callable[[jax.Array], jax.Array]) -> Feed:
     )
 
 
-def _on_devices(
-    features: Features, config: ResolvedConfig, mesh: jax.sharding.Mesh, memory: Memory
-) -> Features:
-    """Let pictures stay on the devices after they were read once, if there is room."""
+def splits_that_stay(
+    config: ResolvedConfig, chain: Chain, counts: Mapping[str, int], memory: Memory
+) -> dict[str, int]:
+    """Return of which splits the decoded pictures stay on the devices, and their bytes.
+
+    Where there is room for them it is reserved.
+    """
+    found: dict[str, int] = {}
+    for split in ("train", "validation"):
+        changes = split == "train" and chain.host  # anew in each epoch
+        size = counts[split] * 3 * config.image_size**2
+        if config.epochs > 1 and not changes and memory.place_for(size) is DeviceRows:
+            memory.take(DeviceRows, size)
+            found[split] = size
+    return found
+
+
+def _on_devices(features: Features, config: ResolvedConfig, mesh: jax.sharding.Mesh) -> Features:
+    """Let pictures stay on the devices after they were read once."""
     count, shape = len(features.labels), (config.image_size, config.image_size, 3)
-    size = count * math.prod(shape)
-    if memory.place_for(size) is not DeviceRows:
-        return features
-    memory.take(DeviceRows, size)
     pictures = DeviceRows(mesh, count, shape, np.dtype(np.uint8))
     return dataclasses.replace(
         features,

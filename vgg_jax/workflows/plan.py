@@ -70,8 +70,7 @@ class Plan:
         compile_seconds: Of these programs; a training that follows finds them in the cache.
         memory_bytes: What the training needs on each device.
         available_bytes: What is free there.
-        largest_batch_size: That is safe, a multiple of 4 or less than 4, and no larger than the
-            training split; 0 if none is.
+        largest_batch_size: That is safe, and no larger than the training split; 0 if none is.
         features: What is kept from one epoch to the next.
         epochs: Expected seconds of the epochs.
     """
@@ -144,8 +143,10 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     needed = {size: by_rows[size].memory_bytes for size in sizes}
     room = int(_SAFE * available) - features.memory_bytes
     largest = min(largest_batch(needed, room), data.counts["train"])
-    if largest > PIECE:
+    if session.steps.on_one_cpu and largest > PIECE:
         largest -= largest % PIECE  # or the last piece is a larger one
+    if programs.memory_bytes <= room:
+        largest = max(largest, batch_size)
     memory_bytes = programs.memory_bytes + features.memory_bytes
     device = jax.devices()[0].device_kind
     if memory_bytes > available:

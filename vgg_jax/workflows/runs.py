@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -103,8 +102,12 @@ def run_folders(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if _is_run(path):
             yield path
-        elif os.access(path, os.R_OK | os.X_OK) and path.is_dir():  # perhaps a sweep
-            yield from (inside for inside in sorted(path.iterdir()) if _is_run(inside))
+            continue
+        try:
+            candidates = sorted(path.iterdir())
+        except OSError:  # no folder, or one that is closed to us: not known to be a sweep
+            continue
+        yield from filter(_is_run, candidates)
 
 
 def _is_run(folder: Path) -> bool:
