@@ -23,6 +23,8 @@ from augment import CHAINS, augmentations
 from checkpoints import saving
 from chunks import chunks, described
 from convert import ENVIRONMENT, Measured, conversions, keeping_programs, measure
+from convolutions import convolutions
+from convolutions import described as both_ways
 from epochs import VGG_JAX, add_arguments, epochs, say
 from foresight import foreseen
 from goals import in_words, tables
@@ -91,6 +93,13 @@ def chunks_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
     del folder
     for case in chunks(args.weights or "random:0", args.batch_sizes, args.image_size):
         yield Case("chunks", [(f"{case['who']}: {case['what']}", described(case))], **case)
+
+
+def convolutions_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Compare steps with plain convolutions with those that trainings on a CPU take."""
+    del folder
+    for case in convolutions(args.weights or "random:0"):
+        yield Case("convolutions", [(case["who"], both_ways(case))], **case)
 
 
 def predict_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
@@ -200,6 +209,7 @@ CASES = {
     "checkpoints": checkpoints_case,
     "store": store_case,
     "chunks": chunks_case,
+    "convolutions": convolutions_case,
 }
 
 
