@@ -11,8 +11,8 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 def keep_freed_memory() -> None:
     """Let the process hold on to memory that it frees, instead of handing it back to the system.
 
-    A convolution on a CPU takes gigabytes of working memory in every batch; got anew each time,
-    the system must find and clear every page of it. To be called by commands before JAX is
+    Convolutions on a CPU take hundreds of megabytes of working memory in every batch; got anew each
+    time, the system must find and clear every page of it. To be called by commands before JAX is
     imported, since it holds for the whole process. Nothing is changed where the C library is not
     glibc, or where the environment sets up its `malloc`.
     """

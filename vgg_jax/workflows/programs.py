@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,47 +54,33 @@ class Programs:
         return self.prefix.memory_bytes + suffix
 
 
-class _Lowered(NamedTuple):
-    """The programs before they are compiled, and the features of a batch."""
-
-    prefix: jax.stages.Lowered
-    train: jax.stages.Lowered
-    evaluate: jax.stages.Lowered
-    features: jax.ShapeDtypeStruct
-    pooled: jax.ShapeDtypeStruct
-
-
 def compile_programs(session: Session, rows: int) -> Programs:
     """Compile what a session runs on batches of so many rows, from their shapes alone.
 
     Steps that are then taken on such batches find these programs, and compile nothing. What they
     do in loops is counted as if it were done once; see `counted`.
     """
-    lowered = _lower(session, session.steps, rows)
-    return Programs(
-        prefix=_compiled(lowered.prefix),
-        train=_compiled(lowered.train),
-        evaluate=_compiled(lowered.evaluate),
-        features=_row(lowered.features),
-        pooled=_row(lowered.pooled),
-    )
+    return _compile(session, session.steps, rows)
 
 
 def counted(programs: Programs, session: Session, rows: int) -> Programs:
     """Return the programs with what they do counted in others: without loops, plainly convolved."""
     if not session.steps.on_one_cpu:
         return programs
-    others = _lower(session, dataclasses.replace(session.steps, on_one_cpu=False), rows)
-    whole = {
-        name: dataclasses.replace(
-            _compiled(getattr(others, name)), memory_bytes=getattr(programs, name).memory_bytes
-        )
-        for name in ("prefix", "train", "evaluate")
-    }
-    return dataclasses.replace(programs, **whole)
+    others = _compile(session, dataclasses.replace(session.steps, on_one_cpu=False), rows)
+
+    def with_counts(program: Program, other: Program) -> Program:
+        return dataclasses.replace(other, memory_bytes=program.memory_bytes)
+
+    return dataclasses.replace(
+        programs,
+        prefix=with_counts(programs.prefix, others.prefix),
+        train=with_counts(programs.train, others.train),
+        evaluate=with_counts(programs.evaluate, others.evaluate),
+    )
 
 
-def _lower(session: Session, steps: Steps, rows: int) -> _Lowered:
+def _compile(session: Session, steps: Steps, rows: int) -> Programs:
     mesh, frozen = session.mesh, session.frozen
     by_row = NamedSharding(mesh, PartitionSpec("data"))
 
@@ -120,12 +106,16 @@ def _lower(session: Session, steps: Steps, rows: int) -> _Lowered:
     pooled = jax.eval_shape(steps.pool, features)
     pooled = array(pooled.shape[1:], pooled.dtype)
     totals = replicate(mesh, Totals.start())
-    return _Lowered(
-        prefix=prefix,
-        train=steps.train.lower(steps, session.state, totals, Inputs(pooled, targets, valid)),
-        evaluate=steps.evaluate.lower(steps, session.state.trained, Inputs(pooled, labels, valid)),
-        features=features,
-        pooled=pooled,
+    return Programs(
+        prefix=_compiled(prefix),
+        train=_compiled(
+            steps.train.lower(steps, session.state, totals, Inputs(pooled, targets, valid))
+        ),
+        evaluate=_compiled(
+            steps.evaluate.lower(steps, session.state.trained, Inputs(pooled, labels, valid))
+        ),
+        features=_row(features),
+        pooled=_row(pooled),
     )
 
 
