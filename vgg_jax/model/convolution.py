@@ -46,7 +46,8 @@ def convolve_3x3(
         for i in range(4)
     ]
     inputs = _both_ways(_of_inputs, tiles)
-    weights = _both_ways(_of_kernel, [[kernel[i, j] for j in range(3)] for i in range(3)])
+    # The gradient of `unstack` is one stack; that of an index pads each part to the whole kernel.
+    weights = _both_ways(_of_kernel, [jnp.unstack(row) for row in jnp.unstack(kernel)])
     products = [
         [inputs[i][j].reshape(-1, channels) @ weights[i][j] for j in range(4)] for i in range(4)
     ]
