@@ -20,6 +20,7 @@ from vgg_jax.config import TrainConfig
 from vgg_jax.errors import ConfigError, TrainingError
 from vgg_jax.table_folders import tables
 from vgg_jax.training import room
+from vgg_jax.training.kept_rows import InMemory
 from vgg_jax.training.rows import DiskRows
 from vgg_jax.training.steps import Steps
 from vgg_jax.workflows import session
@@ -232,6 +233,20 @@ def test_features_that_are_wrong_are_found_by_verification(options, tmp_path, mo
     monkeypatch.setattr(Steps, "features", wrong)
     with pytest.raises(TrainingError, match=r"4 pictures of train differ by up to .* cache clear"):
         train(**options, verify_features=4, run=str(tmp_path / "wrong"))
+
+
+def test_nothing_to_verify_is_told(options, tmp_path, monkeypatch):
+    given = {**options, "epochs": 1, "verify_features": 4}
+    progress = Recorder()
+    train(**given, features="off", run=str(tmp_path / "off"), progress=progress)
+    assert progress.warnings == ["--verify-features 4 finds nothing to verify."]
+    monkeypatch.setattr(InMemory, "put", lambda self, positions, features: None)
+    progress = Recorder()
+    train(**given, features="memory", run=str(tmp_path / "lost"), progress=progress)
+    assert progress.warnings == [
+        f"Of {split} no features are kept that could be verified."
+        for split in ("train", "validation")
+    ]
 
 
 def test_last_bits_of_narrow_layers_are_told_and_allowed(options, tmp_path, monkeypatch):

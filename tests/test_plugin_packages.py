@@ -11,6 +11,7 @@ import pytest
 
 from vgg_jax import train
 from vgg_jax.errors import OptionError
+from vgg_jax.plugin_packages import plugin_packages
 from vgg_jax.plugins import find_plugin, list_plugins
 from vgg_jax.training.run_folder import RunFolder
 
@@ -72,6 +73,19 @@ def test_packages_are_whole_and_installed(folder):
 def test_no_two_packages_claim_a_name():
     names = [(plugin.kind, plugin.name) for plugin in list_plugins()]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("folder", "about"), [("odd-1.0.dist-info", "METADATA"), ("odd.egg-info", "PKG-INFO")]
+)
+def test_a_package_that_is_installed_anew_is_read_anew(folder, about, tmp_path, monkeypatch):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "entry_points.txt").write_text("[vgg_jax.heads]\nodd = odd:Head\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for version in ("1.0", "1.0.1"):
+        (tmp_path / folder / about).write_text(f"Name: odd\nVersion: {version}\n")
+        found = {package.name: package.version for package in plugin_packages()}
+        assert found["odd"] == version
 
 
 def test_they_train_together(options, tmp_path):

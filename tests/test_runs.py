@@ -222,6 +222,19 @@ def test_one_odd_run_spoils_no_list(copy):
     assert states["killed"] == "interrupted"
 
 
+def test_a_folder_that_is_closed_to_us_hides_no_run(copy, monkeypatch):
+    (copy / "closed").mkdir()
+    original = Path.iterdir
+
+    def closed(folder):
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return original(folder)
+
+    monkeypatch.setattr(Path, "iterdir", closed)  # which root would not meet
+    assert len(list_runs(copy)) == 6
+
+
 def test_cleaning_passes_over_a_run_that_is_taken_meanwhile(copy, monkeypatch):
     other = shutil.copytree(copy / "failed", copy / "failed too")
     listed = list_runs(copy)

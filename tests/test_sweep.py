@@ -123,6 +123,10 @@ def test_values_that_are_added_are_trained_beside_those_that_are_there(options, 
     again = sweep(**{**given, "head": "linear", "learning_rate": [1e-3, 1e-4]})
     names = {outcome.candidate.name for outcome in again.outcomes}
     assert names == {"lr1e-3", "linear-rmsprop-lr1e-4-wd0-ls0"}
+    (first.path / "set aside").mkdir()
+    (first.path / "lr1e-3").rename(first.path / "set aside" / "no candidate")
+    anew = sweep(**{**given, "head": "linear", "learning_rate": [1e-2, 1e-3]})
+    assert {outcome.candidate.name for outcome in anew.outcomes} == {"lr1e-2", "lr1e-3"}
 
 
 def test_early_stopping_is_not_left_out_unnoticed(options, tmp_path):
