@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from convert import measure
 
@@ -165,32 +165,24 @@ class Trial:
         """Compare a step of each of `count` learning rates in turn with all of them vmapped."""
         import jax
         import jax.numpy as jnp
+        import numpy as np
 
-        from vgg_jax.model.freezing import train_only
-        from vgg_jax.training.optim import make_optimizer
-        from vgg_jax.training.steps import Steps
+        from vgg_jax.training.side_by_side import StackedSteps
 
-        step = cast("Any", Steps.train).__wrapped__  # compiled as a whole, candidates and all
-        rates = jnp.geomspace(1e-6, 1e-4, count)
-        inputs = self.batches[0]
-
-        def candidate(rate: Any, state: Any, totals: Any) -> Any:
-            optimizer = make_optimizer(
-                self.config.optimizer, learning_rate=rate, weight_decay=self.config.weight_decay
-            )
-            tx = train_only(optimizer, dict.fromkeys(state.trained, "trained"))
-            return step(dataclasses.replace(self.steps, tx=tx), state, totals, inputs)
+        stacked, inputs = StackedSteps(self.steps), self.batches[0]
 
         def in_turn(all_of_them: Any) -> Any:
             return [self.steps.train(state, totals, inputs) for state, totals in all_of_them]
 
-        vmapped = jax.jit(jax.vmap(candidate), donate_argnums=(1, 2))
-        start = (self.state, self.totals)
-        together = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), start)
-        ways = {
-            "in turn": (in_turn, ([start] * count,)),
-            "vmapped": (partial(vmapped, rates), together),
-        }
+        def vmapped(states: Any, totals: Any) -> Any:
+            return stacked.train(states, totals, inputs)
+
+        starts = []
+        for rate in np.geomspace(1e-6, 1e-4, count, dtype=np.float32):
+            numbers = self.state.hyperparameters._replace(learning_rate=jnp.asarray(rate))
+            starts.append((self.state._replace(hyperparameters=numbers), self.totals))
+        together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+        ways = {"in turn": (in_turn, (starts,)), "vmapped": (vmapped, together)}
         ms = {way: round(value, 3) for way, value in timed(ways, self.part.repeats).items()}
         return {"what": f"{count} learning rates, a step of all", "ms": ms}
 

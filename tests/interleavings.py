@@ -45,7 +45,7 @@ from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.loop import fit
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import Inputs, TrainState, data_mesh, replicate
+from vgg_jax.training.steps import Inputs, data_mesh, replicate
 
 EPOCHS, STEPS, ROWS = 3, 3, 4
 OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
@@ -118,10 +118,10 @@ class Tiny:
             if restored is not None:
                 position = restored.position
                 optimizer = fill_leaves(self.first.optimizer, restored.optimizer)
-                state = TrainState(
-                    {name: jnp.asarray(value) for name, value in restored.trained.items()},
-                    optimizer,
-                    jnp.asarray(position.step, jnp.uint32),
+                state = self.first._replace(
+                    trained={n: jnp.asarray(value) for n, value in restored.trained.items()},
+                    optimizer=optimizer,
+                    step=jnp.asarray(position.step, jnp.uint32),
                 )
             self.went_on_from = position.step
             run.write_metrics(position.history)

@@ -14,6 +14,7 @@ from flax import nnx
 from training_runs import spoil
 
 from vgg_jax.cache import size_of
+from vgg_jax.config import TrainConfig
 from vgg_jax.errors import RunError, TrainingError
 from vgg_jax.model.classifier import build_classifier, make_functional
 from vgg_jax.model.freezing import label_parameters
@@ -23,7 +24,7 @@ from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.checkpoints import Checkpoints, fill_leaves, leaves_by_path
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import EarlyStopping, Position
-from vgg_jax.training.steps import TrainState
+from vgg_jax.training.steps import Hyperparameters, TrainState
 
 
 def metrics(epoch, accuracy, loss=1.0) -> EpochMetrics:
@@ -35,6 +36,7 @@ def state(value) -> TrainState:
         {"head/kernel": jnp.full((64, 64), value, jnp.float32), "head/bias": jnp.zeros(3)},
         ({"nu": jnp.full(3, value, jnp.float32)}, jnp.asarray(7)),
         jnp.asarray(int(value) * 10, jnp.uint32),
+        Hyperparameters.of(TrainConfig().resolved()),
     )
 
 
@@ -259,7 +261,7 @@ def test_a_checkpoint_of_the_full_width_is_as_small_as_what_is_trained(
     }
     optimizer = make_optimizer("rmsprop", learning_rate=1e-5, weight_decay=0.0).init(trained)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    first = TrainState(trained, optimizer, jnp.asarray(10, jnp.uint32))
+    first = state(1)._replace(trained=trained, optimizer=optimizer)
     checkpoints.save_epoch(after(metrics(1, 0.5)), first)
     checkpoints.close()
     assert size_of(tmp_path) < most_mb * 1e6

@@ -55,17 +55,20 @@ def python(code: str, *arguments: object, **environment: str) -> subprocess.Comp
 
 @pytest.fixture(scope="module")
 def trainings(options, tmp_path_factory):
-    """The same training without programs to keep, with none kept yet, and with all kept."""
+    """A training with programs not to be kept, none kept yet, all kept; then of other numbers."""
     folder = tmp_path_factory.mktemp("trainings")
 
-    def training(name: str, **environment: str):
+    def training(name: str, numbers: dict[str, float] | None = None, **environment: str):
         # Without features, which the second training would find kept: it needs fewer programs then.
         given = {**options, "epochs": 1, "features": "off", "run": str(folder / name)}
-        return json.loads(python(TRAIN, json.dumps(given), **environment).stdout)
+        done = python(TRAIN, json.dumps(given | (numbers or {})), **environment)
+        return json.loads(done.stdout)
 
     found = {"plain": training("plain", JAX_ENABLE_COMPILATION_CACHE="false")}
     for name in ("cold", "warm"):
         found[name] = training(name, VGG_JAX_CACHE=str(folder / "cache"))
+    numbers = {"learning_rate": 1e-4, "weight_decay": 0.1, "label_smoothing": 0.2}
+    found["other"] = training("other", numbers, VGG_JAX_CACHE=str(folder / "cache"))
     return folder, found
 
 
@@ -109,6 +112,12 @@ def test_programs_from_the_disk_give_the_same_bits(trainings):
     assert found["cold"]["misses"] > 10
     assert found["warm"]["misses"] == 0
     assert found["warm"]["hits"] >= found["cold"]["misses"]
+
+
+def test_other_numbers_need_no_other_programs(trainings):
+    _, found = trainings
+    assert found["other"]["digest"] != found["cold"]["digest"]
+    assert found["other"]["misses"] == 0
 
 
 def test_damaged_programs_are_compiled_again_in_silence(cache, prediction):

@@ -17,7 +17,7 @@ from vgg_jax.model.freezing import label_parameters, split_parameters, train_onl
 from vgg_jax.model.heads import Dense256
 from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.training.optim import make_optimizer
-from vgg_jax.training.steps import Inputs, Steps, Totals, TrainState
+from vgg_jax.training.steps import Hyperparameters, Inputs, Steps, Totals, TrainState
 
 GOLDEN = Path(__file__).parent / "golden"
 LEARNING_RATE = 1e-4
@@ -44,8 +44,9 @@ def train(golden, loss: LossName, label_smoothing=0.0):
     before = {path: np.array(value) for path, value in trained.items()}
     optimizer = make_optimizer("rmsprop", learning_rate=LEARNING_RATE, weight_decay=0.0)
     tx = train_only(optimizer, {path: labels[path] for path in trained})
-    steps = Steps(functional, tx, loss, label_smoothing=label_smoothing)
-    state = TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32))
+    steps = Steps(functional, lambda numbers: tx, loss)
+    numbers = Hyperparameters(*map(jnp.float32, (LEARNING_RATE, 0.0, label_smoothing)))
+    state = TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32), numbers)
     losses = []
     for images, targets in zip(golden["images"], golden["labels"], strict=True):
         features = steps.features(frozen, jnp.asarray(images))

@@ -24,7 +24,14 @@ from vgg_jax.model.freezing import label_parameters, split_parameters, train_onl
 from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugin_choices import PluginChoice
 from vgg_jax.training.optim import make_optimizer
-from vgg_jax.training.steps import Inputs, Steps, Totals, TrainState, example_keys
+from vgg_jax.training.steps import (
+    Hyperparameters,
+    Inputs,
+    Steps,
+    Totals,
+    TrainState,
+    example_keys,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +58,17 @@ def prepare(
     functional, parameters = make_functional(classifier)
     labels = label_parameters(parameters, boundary)
     trained, frozen = split_parameters(parameters, labels)
-    optimizer = make_optimizer("rmsprop", learning_rate=1e-3, weight_decay=decay)
-    tx = train_only(optimizer, {path: labels[path] for path in trained})
+    numbers = Hyperparameters(jnp.float32(1e-3), jnp.float32(decay), jnp.float32(0))
+
+    def tx(numbers):
+        optimizer = make_optimizer(
+            "rmsprop", learning_rate=numbers.learning_rate, weight_decay=numbers.weight_decay
+        )
+        return train_only(optimizer, {path: labels[path] for path in trained})
+
+    state = TrainState(trained, tx(numbers).init(trained), jnp.zeros((), jnp.uint32), numbers)
     steps = Steps(functional, tx, "categorical", augment=augment, num_classes=3)
-    return steps, TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32)), frozen
+    return steps, state, frozen
 
 
 def make_batch(valid=4, rows=4, image_size=32, seed=0):
@@ -159,8 +173,8 @@ def test_the_prefix_in_pieces_gives_the_same_bits_and_takes_less_memory():
 def test_a_step_on_one_cpu_does_what_others_do(boundary):
     steps, state, frozen = prepare(boundary, width=1 / 4, image_size=80)
     sgd = optax.sgd(1e-3)
-    steps = dataclasses.replace(steps, tx=sgd)
-    state = TrainState(state.trained, sgd.init(state.trained), state.step)
+    steps = dataclasses.replace(steps, tx=lambda numbers: sgd)
+    state = state._replace(optimizer=sgd.init(state.trained))
     before, after = copied(state.trained), []
     for on_one_cpu in (False, True):
         ways = dataclasses.replace(steps, on_one_cpu=on_one_cpu)

@@ -8,16 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_sources import SOURCES, convert_golden
 from weight_files import write_published_h5
 
 from vgg_jax.cache import cache_folder
+from vgg_jax.config import TrainConfig
 from vgg_jax.errors import VggJaxError, WeightsError
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import TrainState
+from vgg_jax.training.steps import Hyperparameters, TrainState
 from vgg_jax.weights.metadata import read_metadata, seal_metadata
 from vgg_jax.weights.source import PREPROCESSINGS, SourceWeights
 from vgg_jax.weights.store import load_weights, save_weights
@@ -197,7 +199,9 @@ def test_a_checkpoint_that_is_not_the_classifier_is_caught(tmp_path, tmp_path_fa
     restored.trained["head/logits/bias"] += 1
     shutil.rmtree(run.path / "checkpoints")
     forged = Checkpoints(run.path / "checkpoints")
-    state = TrainState(restored.trained, {}, np.zeros((), np.uint32))  # pyright: ignore
+    numbers = Hyperparameters.of(TrainConfig().resolved())
+    trained = {path: jnp.asarray(value) for path, value in restored.trained.items()}
+    state = TrainState(trained, {}, jnp.zeros((), jnp.uint32), numbers)
     forged.save_epoch(restored.position, state)
     forged.close()
     with pytest.raises(WeightsError, match=r"its classifier is not the one in .*backbone"):

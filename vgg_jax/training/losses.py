@@ -12,7 +12,7 @@ _KERAS_EPSILON = 1e-7  # keras.config.epsilon(), to which Keras clips probabilit
 
 
 def example_losses(
-    name: LossName, logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
+    name: LossName, logits: jax.Array, labels: jax.Array, label_smoothing: float | jax.Array = 0.0
 ) -> jax.Array:
     """Return the loss of each example, `[B]`.
 

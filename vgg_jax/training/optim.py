@@ -28,7 +28,6 @@ def make_optimizer(
         "adamw": lambda: optax.scale_by_adam(eps=1e-7),
         "sgd": lambda: optax.trace(decay=SGD_MOMENTUM),
     }
-    parts = [directions[name]()]
-    if isinstance(weight_decay, jax.Array) or weight_decay:  # one that is traced may not be 0
-        parts.append(optax.add_decayed_weights(weight_decay))
-    return optax.chain(*parts, optax.scale(-learning_rate))
+    return optax.chain(
+        directions[name](), optax.add_decayed_weights(weight_decay), optax.scale(-learning_rate)
+    )

@@ -11,38 +11,34 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax.config import OptimizerName
 from vgg_jax.errors import TrainingDiverged, TrainingInterrupted
 from vgg_jax.model.classifier import Parameters
-from vgg_jax.model.freezing import train_only
 from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed, Limits
 from vgg_jax.training.epoch_end import metrics_of_epoch, sums_of_epoch
 from vgg_jax.training.loop import check_frozen, frozen_checksums
 from vgg_jax.training.memory import available_bytes
-from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import Position
 from vgg_jax.training.room import MOST_OF_MEMORY
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import Inputs, Steps, Totals, TrainState, replicate
+from vgg_jax.training.steps import (
+    Hyperparameters,
+    Inputs,
+    Steps,
+    Totals,
+    TrainState,
+    replicate,
+)
 from vgg_jax.training.validation import closing_at_end, evaluate_batches
 
 _MOST_PARAMETERS_ON_CPU = 150_000  # docs/speed.md has the measurements
 _BYTES_OF_A_PARAMETER = 16  # its gradient and at most two numbers of the optimizer included
-
-
-class Hyperparameters(NamedTuple):
-    """In what candidates side by side differ; float32 `[C]` each."""
-
-    learning_rate: jax.Array
-    weight_decay: jax.Array
-    label_smoothing: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compiled once for each instance
@@ -51,52 +47,21 @@ class StackedSteps:
 
     Attributes:
         steps: The programs of one of them.
-        optimizer: Name of their optimizer.
     """
 
     steps: Steps
-    optimizer: OptimizerName
 
-    @partial(jax.jit, static_argnums=0)
-    def start(self, hyperparameters: Hyperparameters, trained: Parameters) -> TrainState:
-        """Return the stacked states before the first step, which all begin with `trained`."""
-
-        def one(hyperparameters: Hyperparameters) -> TrainState:
-            optimizer = self._of(hyperparameters, trained).tx.init(trained)
-            return TrainState(trained, optimizer, jnp.zeros((), jnp.uint32))
-
-        return jax.vmap(one, out_axes=0)(hyperparameters)
-
-    @partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+    @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
     def train(
-        self, hyperparameters: Hyperparameters, states: TrainState, totals: Totals, inputs: Inputs
+        self, states: TrainState, totals: Totals, inputs: Inputs
     ) -> tuple[TrainState, Totals]:
         """Take a step of each candidate, as `Steps.step` does."""
-
-        def one(
-            hyperparameters: Hyperparameters, state: TrainState, totals: Totals
-        ) -> tuple[TrainState, Totals]:
-            return self._of(hyperparameters, state.trained).step(state, totals, inputs)
-
-        return jax.vmap(one)(hyperparameters, states, totals)
+        return jax.vmap(self.steps.step, in_axes=(0, 0, None))(states, totals, inputs)
 
     @partial(jax.jit, static_argnums=0)
     def evaluate(self, trained: Parameters, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         """Return each candidate's losses, `[B, C]`, and probabilities, `[B, C, K]`."""
         return jax.vmap(lambda one: self.steps.evaluate(one, inputs), out_axes=1)(trained)
-
-    def _of(self, hyperparameters: Hyperparameters, trained: Parameters) -> Steps:
-        """Return the programs of the candidate that has these numbers, which are traced."""
-        optimizer = make_optimizer(
-            self.optimizer,
-            learning_rate=hyperparameters.learning_rate,
-            weight_decay=hyperparameters.weight_decay,
-        )
-        return dataclasses.replace(
-            self.steps,
-            tx=train_only(optimizer, dict.fromkeys(trained, "trained")),
-            label_smoothing=hyperparameters.label_smoothing,  # pyright: ignore[reportArgumentType]
-        )
 
 
 def wins_side_by_side(
@@ -188,8 +153,8 @@ class Lane:
 
 def fit_side_by_side(
     stacked: StackedSteps,
-    hyperparameters: Hyperparameters,
-    trained: Parameters,
+    state: TrainState,
+    hyperparameters: Sequence[Hyperparameters],
     frozen: Parameters,
     feed: Feed,
     lanes: Sequence[Lane],
@@ -200,7 +165,8 @@ def fit_side_by_side(
 ) -> None:
     """Train candidates to the last epoch or to early stopping, saving every epoch.
 
-    One that has ended is computed on, but no longer saved.
+    All begin with `state`, but for their hyperparameters. One that has ended is computed on, but no
+    longer saved.
 
     Raises:
         TrainingError: If a frozen parameter changed.
@@ -208,7 +174,8 @@ def fit_side_by_side(
         RunError: If a checkpoint cannot be written.
     """
     frozen_before = frozen_checksums(frozen)
-    states = replicate(mesh, stacked.start(hyperparameters, trained))
+    starts = [state._replace(hyperparameters=numbers) for numbers in hyperparameters]
+    states = replicate(mesh, jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts))
     for epoch in range(1, limits.epochs + 1):
         running = sum(lane.runs_on for lane in lanes)
         if not running:
@@ -219,7 +186,7 @@ def fit_side_by_side(
         steps_before = (epoch - 1) * feed.batches_of(feed.examples)
         for inputs in closing_at_end(feed.train(epoch, 0, steps_before)):
             jax.block_until_ready(totals)  # bounds how many batches wait
-            states, totals = stacked.train(hyperparameters, states, totals, inputs)
+            states, totals = stacked.train(states, totals, inputs)
             progress.work_done(1)
             _stop_if_asked(limits, epoch)
         sums = jax.device_get(totals)

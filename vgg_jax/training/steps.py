@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vgg_jax.config import FeaturesDtype, LossName
+from vgg_jax.config import FeaturesDtype, LossName, ResolvedConfig
 from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.model.convolution import convolve_3x3
 from vgg_jax.model.pieces import map_in_pieces
@@ -45,12 +45,39 @@ class ImageTransform(Protocol):
         ...
 
 
+class Hyperparameters(NamedTuple):
+    """Numbers of a step that are data, so that one program serves all their values; float32.
+
+    Attributes:
+        learning_rate: Factor of every update.
+        weight_decay: As for `vgg_jax.training.optim.make_optimizer`.
+        label_smoothing: Of the training loss; evaluation has none.
+    """
+
+    learning_rate: jax.Array
+    weight_decay: jax.Array
+    label_smoothing: jax.Array
+
+    @classmethod
+    def of(cls, config: ResolvedConfig) -> Hyperparameters:
+        """Return those of a training."""
+        return cls(*(jnp.asarray(getattr(config, name), jnp.float32) for name in cls._fields))
+
+
 class TrainState(NamedTuple):
-    """What a step changes: trained parameters, the optimizer's state, the steps taken."""
+    """What a step takes over and hands on; it changes all but the hyperparameters.
+
+    Attributes:
+        trained: Parameters.
+        optimizer: Its state.
+        step: Steps taken, uint32.
+        hyperparameters: Of the next step.
+    """
 
     trained: Parameters
     optimizer: optax.OptState
     step: jax.Array
+    hyperparameters: Hyperparameters
 
 
 class Totals(NamedTuple):
@@ -107,9 +134,8 @@ class Steps:
 
     Attributes:
         functional: The classifier as pure functions.
-        tx: Optimizer of the trained parameters.
+        tx: Gives the optimizer of the trained parameters; the numbers are traced.
         loss: Name of the loss.
-        label_smoothing: Of the training loss; evaluation has none.
         augment: Applied to training images, or None.
         seed: Of augmentation and dropout.
         features_dtype: To which features are rounded.
@@ -120,9 +146,8 @@ class Steps:
     """
 
     functional: Functional
-    tx: optax.GradientTransformation
+    tx: Callable[[Hyperparameters], optax.GradientTransformation]
     loss: LossName
-    label_smoothing: float = 0.0
     augment: ImageTransform | None = None
     seed: int = 0
     features_dtype: FeaturesDtype = "float32"
@@ -178,12 +203,14 @@ class Steps:
 
         def mean_loss(trained: Parameters) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             logits = self._suffix(trained, features, key)
-            losses = example_losses(self.loss, logits, targets, self.label_smoothing)
+            smoothing = state.hyperparameters.label_smoothing
+            losses = example_losses(self.loss, logits, targets, smoothing)
             loss_sum = jnp.where(valid, losses, 0).sum()
             return loss_sum / count, (loss_sum, logits)
 
         gradients, (loss_sum, logits) = jax.grad(mean_loss, has_aux=True)(state.trained)
-        updates, optimizer = self.tx.update(gradients, state.optimizer, state.trained)
+        tx = self.tx(state.hyperparameters)
+        updates, optimizer = tx.update(gradients, state.optimizer, state.trained)
         trained = cast("Parameters", optax.apply_updates(state.trained, updates))
         finite = jnp.isfinite(loss_sum) & jnp.isfinite(optax.tree.norm(gradients, squared=True))
         trained, optimizer = jax.tree.map(
@@ -203,7 +230,7 @@ class Steps:
             jnp.where(first_failure, step, totals.failed_step),
             jnp.where(first_failure, loss_sum / count, totals.failed_loss),
         )
-        return TrainState(trained, optimizer, step), totals
+        return TrainState(trained, optimizer, step, state.hyperparameters), totals
 
     @partial(jax.jit, static_argnums=0)
     def evaluate(self, trained: Parameters, inputs: Inputs) -> tuple[jax.Array, jax.Array]:

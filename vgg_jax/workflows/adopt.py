@@ -21,7 +21,7 @@ from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_files import BACKBONE_FOLDER
 from vgg_jax.training.run_folder import RunFolder, new_record
-from vgg_jax.training.steps import TrainState
+from vgg_jax.training.steps import Hyperparameters, TrainState
 from vgg_jax.weights.metadata import read_metadata
 from vgg_jax.weights.source import Pair, SourceWeights, WeightFile
 from vgg_jax.weights.store import save_weights
@@ -198,7 +198,7 @@ def _write_run(
         learning_rate=_UNKNOWN,
     )
     try:
-        state = TrainState(parameters, {}, jnp.zeros((), jnp.uint32))
+        state = TrainState(parameters, {}, jnp.zeros((), jnp.uint32), Hyperparameters.of(config))
         run.checkpoints.save_epoch(Position(epoch=1, history=(metrics,)), state)
     finally:
         run.checkpoints.close()

@@ -27,12 +27,12 @@ from vgg_jax.training.memory import naming_a_smaller_batch
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.side_by_side import (
-    Hyperparameters,
     Lane,
     StackedSteps,
     fit_side_by_side,
     wins_side_by_side,
 )
+from vgg_jax.training.steps import Hyperparameters
 from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.backbone import OpenedBackbone, open_backbone
 from vgg_jax.workflows.candidate_progress import CandidateProgress
@@ -215,12 +215,6 @@ class Work:
     ) -> list[Outcome]:
         config = group[0].config
         session = shared.session(config, self.progress)
-        hyperparameters = Hyperparameters(
-            *(
-                jnp.asarray([getattr(candidate.config, name) for candidate in group], jnp.float32)
-                for name in Hyperparameters._fields
-            )
-        )
         runs = [RunFolder(self.path / candidate.name) for candidate in group]
         with ExitStack() as held:
             held.callback(self.progress.close)
@@ -239,9 +233,9 @@ class Work:
             )
             with listening, self._interruptible(), smaller:
                 fit_side_by_side(
-                    StackedSteps(session.steps, config.optimizer),
-                    hyperparameters,
-                    session.state.trained,
+                    StackedSteps(session.steps),
+                    session.state,
+                    [Hyperparameters.of(candidate.config) for candidate in group],
                     session.frozen,
                     shared.feed_of(feed, session),
                     lanes,

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from vgg_jax.augment.chain import Chain, build_chain
 from vgg_jax.config import ResolvedConfig
@@ -22,7 +23,7 @@ from vgg_jax.training.loop import fit
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import Steps, TrainState, data_mesh, replicate
+from vgg_jax.training.steps import Hyperparameters, Steps, TrainState, data_mesh, replicate
 from vgg_jax.workflows.feed import Source
 from vgg_jax.workflows.load import checked
 
@@ -79,17 +80,19 @@ class Session:
         """Prepare the first step, from `parameters`."""
         labels = label_parameters(parameters, config.train_from)
         trained, frozen = split_parameters(parameters, labels)
-        optimizer = make_optimizer(
-            config.optimizer,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
-        tx = train_only(optimizer, {path: labels[path] for path in trained})
+
+        def tx(hyperparameters: Hyperparameters) -> optax.GradientTransformation:
+            optimizer = make_optimizer(
+                config.optimizer,
+                learning_rate=hyperparameters.learning_rate,
+                weight_decay=hyperparameters.weight_decay,
+            )
+            return train_only(optimizer, {path: labels[path] for path in trained})
+
         steps = Steps(
             functional,
             tx,
             config.loss,
-            label_smoothing=config.label_smoothing,
             augment=chain if chain.on_device else None,
             seed=config.seed,
             features_dtype=config.features_dtype,
@@ -97,7 +100,9 @@ class Session:
             on_one_cpu=on_one_cpu(),
         )
         mesh = data_mesh()
-        state = TrainState(trained, tx.init(trained), jnp.zeros((), jnp.uint32))
+        numbers = Hyperparameters.of(config)
+        optimizer = tx(numbers).init(trained)
+        state = TrainState(trained, optimizer, jnp.zeros((), jnp.uint32), numbers)
         return cls(config, steps, replicate(mesh, state), replicate(mesh, frozen), chain, mesh)
 
     def restore(self, restored: Restored, parameters: Parameters) -> None:
@@ -110,6 +115,7 @@ class Session:
             checked(restored.trained, parameters),
             fill_leaves(self.state.optimizer, restored.optimizer),
             jnp.asarray(restored.position.step, jnp.uint32),
+            self.state.hyperparameters,
         )
         self.state = replicate(self.mesh, state)
 
