@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -54,33 +54,52 @@ class Programs:
         return self.prefix.memory_bytes + suffix
 
 
+class _Lowered(NamedTuple):
+    """Programs that are not compiled yet; the rest is as in `Programs`."""
+
+    prefix: jax.stages.Lowered
+    train: jax.stages.Lowered
+    evaluate: jax.stages.Lowered
+    features: jax.ShapeDtypeStruct
+    pooled: jax.ShapeDtypeStruct
+
+
 def compile_programs(session: Session, rows: int) -> Programs:
     """Compile what a session runs on batches of so many rows, from their shapes alone.
 
     Steps that are then taken on such batches find these programs, and compile nothing. What they
     do in loops is counted as if it were done once; see `counted`.
     """
-    return _compile(session, session.steps, rows)
-
-
-def counted(programs: Programs, session: Session, rows: int) -> Programs:
-    """Return the programs with what they do counted in others: without loops, plainly convolved."""
-    if not session.steps.on_one_cpu:
-        return programs
-    others = _compile(session, dataclasses.replace(session.steps, on_one_cpu=False), rows)
-
-    def with_counts(program: Program, other: Program) -> Program:
-        return dataclasses.replace(other, memory_bytes=program.memory_bytes)
-
-    return dataclasses.replace(
-        programs,
-        prefix=with_counts(programs.prefix, others.prefix),
-        train=with_counts(programs.train, others.train),
-        evaluate=with_counts(programs.evaluate, others.evaluate),
+    lowered = _lower(session, session.steps, rows)
+    return Programs(
+        prefix=_compiled(lowered.prefix),
+        train=_compiled(lowered.train),
+        evaluate=_compiled(lowered.evaluate),
+        features=lowered.features,
+        pooled=lowered.pooled,
     )
 
 
-def _compile(session: Session, steps: Steps, rows: int) -> Programs:
+def counted(programs: Programs, session: Session, rows: int) -> Programs:
+    """Return the programs with the multiply-adds of the network, as if it were plainly convolved.
+
+    What a prefix in pieces moves is counted in one that takes whole batches.
+    """
+    if not session.steps.on_one_cpu:
+        return programs
+    plain = _lower(session, dataclasses.replace(session.steps, on_one_cpu=False), rows)
+    whole = _compiled(plain.prefix)
+    return dataclasses.replace(
+        programs,
+        prefix=dataclasses.replace(whole, memory_bytes=programs.prefix.memory_bytes),
+        train=dataclasses.replace(programs.train, multiply_adds=_multiply_adds(plain.train)),
+        evaluate=dataclasses.replace(
+            programs.evaluate, multiply_adds=_multiply_adds(plain.evaluate)
+        ),
+    )
+
+
+def _lower(session: Session, steps: Steps, rows: int) -> _Lowered:
     mesh, frozen = session.mesh, session.frozen
     by_row = NamedSharding(mesh, PartitionSpec("data"))
 
@@ -106,34 +125,34 @@ def _compile(session: Session, steps: Steps, rows: int) -> Programs:
     pooled = jax.eval_shape(steps.pool, features)
     pooled = array(pooled.shape[1:], pooled.dtype)
     totals = replicate(mesh, Totals.start())
-    return Programs(
-        prefix=_compiled(prefix),
-        train=_compiled(
-            steps.train.lower(steps, session.state, totals, Inputs(pooled, targets, valid))
-        ),
-        evaluate=_compiled(
-            steps.evaluate.lower(steps, session.state.trained, Inputs(pooled, labels, valid))
-        ),
-        features=_row(features),
-        pooled=_row(pooled),
+    return _Lowered(
+        prefix,
+        steps.train.lower(steps, session.state, totals, Inputs(pooled, targets, valid)),
+        steps.evaluate.lower(steps, session.state.trained, Inputs(pooled, labels, valid)),
+        _row(features),
+        _row(pooled),
     )
 
 
 def _compiled(lowered: jax.stages.Lowered) -> Program:
     compiled = lowered.compile()
     memory: Any = compiled.memory_analysis()
-    # Operations are counted in what XLA was given: it may make calls of a library out of
-    # convolutions, as on GPUs, and cannot look into these.
-    before: Any = lowered.cost_analysis()
-    after: Any = compiled.cost_analysis()
+    cost: Any = compiled.cost_analysis()
     return Program(
-        multiply_adds=round(before["flops"] / 2),
-        bytes_accessed=round(after["bytes accessed"]),
+        multiply_adds=_multiply_adds(lowered),
+        bytes_accessed=round(cost["bytes accessed"]),
         memory_bytes=memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes,
     )
+
+
+def _multiply_adds(lowered: jax.stages.Lowered) -> int:
+    # Counted in what XLA was given: it may make calls of a library out of convolutions, as on GPUs,
+    # and cannot look into these.
+    cost: Any = lowered.cost_analysis()
+    return round(cost["flops"] / 2)
 
 
 def _row(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
