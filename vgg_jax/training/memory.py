@@ -2,44 +2,71 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import psutil
 
 from vgg_jax.errors import TrainingError
 
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
+# cgroup v2 and v1: the line that names the process's group, where groups are, the files of a limit
+# and of what is used, and the part of that, files that were read, which gives way.
+_HIERARCHIES = (
+    (r"^0::(/.*)", "", "memory.max", "memory.current", "inactive_file"),
+    (
+        r"^\d+:memory:(/.*)",
+        "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
 _EXHAUSTED = ("RESOURCE_EXHAUSTED", "Out of memory")
 
 
 def available_bytes(mesh: jax.sharding.Mesh | None = None) -> int:
     """Return how many bytes can still be had: of each device of a mesh, or of the host.
 
-    A device without a memory of its own, such as the CPU, has the host's. Where the system does not
-    tell, it is none.
+    A device without a memory of its own, such as the CPU, has the host's: what the system has left,
+    or less where a container or a batch system limits the process. Where the system does not tell,
+    it is none.
     """
     if mesh is not None:
         stats = [device.memory_stats() for device in mesh.devices.flat]
         free = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if s and "bytes_limit" in s]
         return min(free) if len(free) == len(stats) else available_bytes() // len(stats)
-    found = re.search(r"MemAvailable: *(\d+) kB", _read(_MEMINFO))
-    available = int(found[1]) * 1024 if found else 0
-    limit, used = _read(_CGROUP / "memory.max").strip(), _read(_CGROUP / "memory.current").strip()
-    if limit.isdigit() and used.isdigit():  # "max" is none
-        # Of what is used, files that were read give way.
-        files = re.search(r"^inactive_file (\d+)", _read(_CGROUP / "memory.stat"), re.MULTILINE)
-        kept = int(used) - (int(files[1]) if files else 0)
-        available = min(available, max(int(limit) - kept, 0))
-    return available
+    try:
+        available = psutil.virtual_memory().available
+    except (OSError, LookupError, ValueError):  # Linux without /proc, or with an odd one
+        return 0
+    return min([available, *_left_by_cgroups()])
+
+
+def _left_by_cgroups() -> Generator[int]:
+    """Yield what each control group of the process, and those around it, leave it."""
+    own = _read(_OWN_CGROUPS)
+    for line, hierarchy, limit_file, use_file, given_way in _HIERARCHIES:
+        found = re.search(line, own, re.MULTILINE)
+        names = found[1].split("/") if found else []
+        # In a container the path may be the host's, and the root here the container's.
+        for folder in itertools.accumulate(names, Path.joinpath, initial=_CGROUPS / hierarchy):
+            limit, used = (_read(folder / name).strip() for name in (limit_file, use_file))
+            if limit.isdecimal() and used.isdecimal():  # "max" is none
+                files = re.search(
+                    rf"^{given_way} (\d+)", _read(folder / "memory.stat"), re.MULTILINE
+                )
+                yield max(int(limit) - int(used) + (int(files[1]) if files else 0), 0)
 
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="ascii")
+        return file.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:  # not on this system
         return ""
 
