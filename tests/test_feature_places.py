@@ -67,5 +67,19 @@ def test_memory_stands_in_for_a_disk_that_cannot_be_had(choose):
 def test_what_was_asked_for_is_had_or_refused(choose):
     with pytest.raises(ConfigError, match=r"--features memory: 1.0 kB .* Use --features disk or"):
         choose("memory", memory=LITTLE)
-    with pytest.raises(ConfigError, match=r"--features disk: .* \(vgg-jax cache clear\)"):
-        choose("disk", disk=LITTLE)
+
+
+@pytest.mark.parametrize(
+    ("why", "remedy"),
+    [
+        ({"cache_size": "1kB"}, "Give a larger --cache-size."),
+        ({"stored": unreadable}, "Set the permissions."),
+        ({"disk": LITTLE}, "Make room there, for instance by vgg-jax cache clear."),
+    ],
+)
+@pytest.mark.parametrize(("memory", "others"), [(MUCH, "memory or off"), (LITTLE, "off")])
+def test_what_is_advised_would_help(choose, why, remedy, memory, others):
+    with pytest.raises(ConfigError) as caught:
+        choose("disk", memory=memory, **why)
+    advice = str(caught.value).splitlines()[1]
+    assert advice == f"{remedy} Else use --features {others}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -231,7 +232,7 @@ def test_features_that_are_wrong_are_found_by_verification(options, tmp_path, mo
         return original(self, frozen, images) + np.float32(1e-3)
 
     monkeypatch.setattr(Steps, "features", wrong)
-    with pytest.raises(TrainingError, match=r"4 pictures of train differ by up to .* cache clear"):
+    with pytest.raises(TrainingError, match=r"4 pictures of train differ by .*\n.* cache clear"):
         train(**options, verify_features=4, run=str(tmp_path / "wrong"))
 
 
@@ -247,6 +248,18 @@ def test_nothing_to_verify_is_told(options, tmp_path, monkeypatch):
         f"Of {split} no features are kept that could be verified."
         for split in ("train", "validation")
     ]
+
+
+def test_wrong_features_in_memory_alone_are_not_sought_on_disk(options, tmp_path, monkeypatch):
+    original, calls = Steps.features, itertools.count()
+
+    def forgetful(self, frozen, images):
+        return original(self, frozen, images) + np.float32(1e-3 * next(calls))
+
+    monkeypatch.setattr(Steps, "features", forgetful)
+    with pytest.raises(TrainingError, match=r"differ by up to .*\n.* --features off") as caught:
+        train(**options, features="memory", verify_features=4, run=str(tmp_path / "run"))
+    assert "cache clear" not in str(caught.value)
 
 
 def test_last_bits_of_narrow_layers_are_told_and_allowed(options, tmp_path, monkeypatch):

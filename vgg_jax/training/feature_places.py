@@ -94,17 +94,15 @@ def choose_places(
         ConfigError: If there is no room for what was asked for.
     """
     place = memory.place_for(count * memory_bytes)
-    no_memory = no_disk = ""
+    no_memory = no_disk = remedy = ""
     if place is None:
         size = format_bytes(count * memory_bytes)
         no_memory = f"{size} are more than {MOST_OF_MEMORY:.0%} of the free memory"
     if config.features != "memory":
-        no_disk = _why_not_on_disk(config, count, disk_bytes, stored)
+        no_disk, remedy = _why_not_on_disk(config, count, disk_bytes, stored)
     if config.features == "disk" and no_disk:
-        raise ConfigError(
-            f"--features disk: {no_disk}. Make room (vgg-jax cache clear), or use --features memory"
-            " or off."
-        )
+        others = "off" if no_memory else "memory or off"
+        raise ConfigError(f"--features disk: {no_disk}.\n{remedy} Else use --features {others}.")
     if config.features == "memory" and no_memory:
         raise ConfigError(f"--features memory: {no_memory}. Use --features disk or off.")
     if no_disk and no_memory:
@@ -114,19 +112,23 @@ def choose_places(
 
 def _why_not_on_disk(
     config: ResolvedConfig, count: int, disk_bytes: int, stored: Callable[[], int]
-) -> str:
+) -> tuple[str, str]:
+    """Return the reason and what helps; both are empty if there is none."""
     size = count * disk_bytes
     if size > (parse_size(config.cache_size) or 0):
-        return f"{format_bytes(size)} are more than --cache-size {config.cache_size}"
+        reason = f"{format_bytes(size)} are more than --cache-size {config.cache_size}"
+        return reason, "Give a larger --cache-size."
     try:
         missing = (count - stored()) * disk_bytes
     except CacheError as error:
-        return str(error).splitlines()[0].rstrip(".")
+        reason, _, remedy = str(error).partition("\n")
+        return reason.rstrip("."), remedy
     root = cache_folder() / FEATURES
     there = next(folder for folder in (root, *root.parents) if folder.exists())
     if missing <= int(_MOST_OF_DISK * shutil.disk_usage(there).free):
-        return ""
-    return (
+        return "", ""
+    reason = (
         f"{format_bytes(missing)} are more than {_MOST_OF_DISK:.0%} of what is free at {root}"
         f" ({CACHE_VARIABLE} names another place)"
     )
+    return reason, "Make room there, for instance by vgg-jax cache clear."

@@ -147,10 +147,16 @@ class Keeper:
         difference, count = features.compare(rows, drawn, view or 1)
         of_view = f" in view {view}" if view is not None else ""
         if difference > self._tolerance:
+            remedy = (
+                "Remove what is kept: vgg-jax cache clear"
+                if self._tables
+                else "None are on disk: the memory, the processor or a program is at fault. Train"
+                " on another machine, or with --features off."
+            )
             raise TrainingError(
                 f"The kept features of {count} pictures of {split}{of_view} differ by up to"
                 f" {difference:.2g} of the largest from what is computed anew"
-                f" (allowed: {self._tolerance:.2g}). Remove what is kept: vgg-jax cache clear"
+                f" (allowed: {self._tolerance:.2g}).\n{remedy}"
             )
         if not count:
             self._progress.warn(f"Of {split}{of_view} no features are kept that could be verified.")
