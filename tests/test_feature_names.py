@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from PIL import Image
 from training_runs import SAME_BITS_SIZE, Recorder, same_run
 
+from vgg_jax.training import feature_names
 from vgg_jax.workflows import session
+from vgg_jax.workflows import train as training
+from vgg_jax.workflows.feed import open_feed
 from vgg_jax.workflows.train import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -107,6 +113,82 @@ def test_an_augmentation_that_is_edited_is_computed_anew(options, tmp_path, monk
     assert there(given, tmp_path / "same") == 30
     base.write_text(f"{code}# edited\n")
     assert there(given, tmp_path / "edited") == 9
+
+
+def test_our_own_code_that_is_edited_is_computed_anew(options, tmp_path, monkeypatch):
+    given = {**options, "epochs": 1, "augment": ("brightness",), "views": 1}
+    train(**given, run=str(tmp_path / "first"))
+    ours = tmp_path / "elsewhere" / "vgg_jax"
+    shutil.copytree(feature_names._OURS, ours)
+    monkeypatch.setattr(feature_names, "_OURS", ours)
+    monkeypatch.setattr(feature_names, "_checksum", feature_names._checksum.__wrapped__)
+    edits = {"training/loop.py": 30, "augment/pixel.py": 9, "data/decode.py": 0}
+    for name, left in edits.items():
+        with (ours / name).open("a") as file:
+            file.write("# edited\n")
+        assert there(given, tmp_path / Path(name).stem) == left, name
+
+
+def test_all_code_that_makes_features_counts(options, tmp_path, monkeypatch):
+    opened = []
+
+    def open_and_note(source, data, progress):
+        opened.append((source, data))
+        return open_feed(source, data, progress)
+
+    monkeypatch.setattr(training, "open_feed", open_and_note)
+    monkeypatch.setattr(session, "fit", lambda *args, **others: None)
+    train(**options, augment=("keras",), views=1, run=str(tmp_path / "run"))
+    ((source, data),) = opened
+    features = source.features(data.splits["train"], augmented=True, batch_size=8)
+    ran: set[str] = set()
+
+    def note(frame, event, argument):
+        ran.add(frame.f_code.co_filename)
+
+    threading.setprofile(note)  # for the readers
+    sys.setprofile(note)
+    try:
+        next(features.batches(np.arange(8), 1))
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    ours = feature_names._OURS
+    ran_of_ours = {path for path in map(Path, ran) if path.is_relative_to(ours)}
+    patterns = feature_names._CODE + feature_names._CODE_OF_VIEWS
+    counted = {path for pattern in patterns for path in ours.glob(pattern)}
+    # These give the bytes that features are named by, tell whose they are, and keep programs.
+    places = ("data/folders", "training/features", "training/rows", "training/validation")
+    others = {ours / f"{name}.py" for name in (*places, "compilation")}
+    assert ran_of_ours - others <= counted
+    assert {ours / "data/decode.py", ours / "augment/geometric.py"} <= ran_of_ours
+
+
+def require(folder: Path, package: str, version: str, *requirements: str) -> None:
+    """Pretend that a package is installed."""
+    described = folder / f"{package.replace('-', '_')}.dist-info"
+    described.mkdir(exist_ok=True)
+    lines = [f"Name: {package}", f"Version: {version}"]
+    lines += [f"Requires-Dist: {requirement}" for requirement in requirements]
+    (described / "METADATA").write_text("\n".join(lines) + "\n")
+
+
+def test_an_augmentation_goes_by_all_that_its_package_needs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    require(tmp_path, "my-views", "1", "My_Pixels[fast] >=2", "numpy>=2", "jax[extra]", "absent")
+    require(
+        *(tmp_path, "my-pixels", "2"),
+        *("my-codec (<9)", "my-views; python_version > '3'", "my-tests; extra == 'test'"),
+        *('My.Kernels; sys_platform == "linux" and extra == "fast"', "my-pixels[more]"),
+        "my-rest ; extra=='more'",
+    )
+    for name, number in [("my-kernels", "3"), ("my-codec", "4"), ("my-tests", "5")]:
+        require(tmp_path, name, number, "my-pixels")
+    require(tmp_path, "my-rest", "6")
+    needed = {"my-views": "1", "my-pixels": "2", "my-kernels": "3", "my-codec": "4", "my-rest": "6"}
+    assert feature_names._versions_needed("my-views") == needed
+    require(tmp_path, "my-codec", "4.1")
+    assert feature_names._versions_needed("my-views") == {**needed, "my-codec": "4.1"}
 
 
 def test_where_there_is_no_room_what_other_data_left_goes_first(options, photos, tmp_path):

@@ -5,6 +5,7 @@ A table on disk goes by what all its rows have in common, a row by the picture t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -24,12 +25,20 @@ from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import Examples
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.plugin_choices import parse_choice
+from vgg_jax.plugin_packages import canonical_package
 from vgg_jax.plugins import OWN_PACKAGE, find_plugin
 from vgg_jax.training.run_plugins import record_plugins
 from vgg_jax.training.steps import Steps
 from vgg_jax.weights.checksums import array_sha256, file_sha256, json_sha256
 
-_FORMAT = 2  # to be raised when the network, or the preparation of pictures, computes otherwise
+_OURS = Path(__file__).parents[1]
+# Our own code from a picture's bytes to its features, and what else a view of it goes through: an
+# edit, or a pull, leaves the version as it is. A test holds these against what runs.
+_CODE = (
+    *("layers.py", "data/decode.py", "data/pipeline.py", "training/steps.py", "workflows/feed.py"),
+    *("model/classifier.py", "model/pieces.py", "model/vgg16.py"),
+)
+_CODE_OF_VIEWS = ("contract.py", "augment/*.py", "data/examples.py")
 _PACKAGES = ("vgg-jax", "pillow", "numpy", "jax", "jaxlib", "flax")
 _JAX_OPTIONS = (
     *("jax_default_matmul_precision", "jax_default_prng_impl", "jax_enable_x64"),
@@ -38,6 +47,8 @@ _JAX_OPTIONS = (
 # From so many rows on, XLA's convolutions on a CPU give a row the same bits in every batch.
 _ROWS_ALIKE = 4
 _CPUINFO = Path("/proc/cpuinfo")
+_REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[(.*?)\])?")
+_EXTRA = re.compile(r"""extra\s*==\s*["']([\w.-]+)["']""")
 
 
 def settings_of(
@@ -59,7 +70,7 @@ def settings_of(
     """
     backbone = steps.functional.bind({}).backbone
     settings: dict[str, Any] = {
-        "format": _FORMAT,
+        "code": _checksum(_CODE),
         "boundary": config.train_from,
         "prefix": json_sha256({path: array_sha256(np.asarray(v)) for path, v in frozen.items()}),
         "mean": backbone.mean,
@@ -78,6 +89,7 @@ def settings_of(
     if view is not None:
         settings |= {
             "augment": [*_augmentations(config)],
+            "augment_code": _checksum(_CODE_OF_VIEWS),
             "fill": config.fill,
             "fill_value": config.fill_value,
             "seed": config.seed,
@@ -125,6 +137,13 @@ def _augmentations(config: ResolvedConfig) -> Iterator[dict[str, Any]]:
             }
 
 
+@functools.cache  # a process goes on with the code that it began with
+def _checksum(patterns: tuple[str, ...]) -> str:
+    """Return one checksum of files of our own."""
+    files = [path for pattern in patterns for path in _OURS.glob(pattern)]
+    return json_sha256({path.relative_to(_OURS).as_posix(): file_sha256(path) for path in files})
+
+
 def _code_of(module: str) -> dict[str, str]:
     """Return the checksums of a module's files, of its whole package where it is in one.
 
@@ -142,14 +161,27 @@ def _code_of(module: str) -> dict[str, str]:
 
 
 def _versions_needed(package: str) -> dict[str, str]:
-    """Return the versions of what a package says that it needs."""
+    """Return the versions of a package, of what it needs, of what that needs, and so on.
+
+    What is installed counts, even if a marker says that it is not needed here: it may be imported.
+    What all features go by is left out, with what it needs.
+    """
     found: dict[str, str] = {}
-    for requirement in metadata.requires(package) or ():
-        match = re.match(r"[\w.-]+", requirement)
-        if match is None or "extra ==" in requirement:
+    seen: set[tuple[str, str]] = set()
+    waiting = [(canonical_package(package), "")]  # each with one of its extras, or without
+    while waiting:
+        name, extra = node = waiting.pop()
+        if node in seen or name in _PACKAGES:
             continue
+        seen.add(node)
         try:
-            found[match[0]] = metadata.version(match[0])
+            found[name] = metadata.version(name)
+            requirements = metadata.requires(name) or ()
         except metadata.PackageNotFoundError:  # not needed on this system
             continue
+        for text in requirements:
+            match = _REQUIREMENT.match(text)
+            if match and extra in ([*map(canonical_package, _EXTRA.findall(text))] or [""]):
+                extras = ("", *(match[2] or "").split(","))
+                waiting += [(canonical_package(match[1]), canonical_package(e)) for e in extras]
     return found
