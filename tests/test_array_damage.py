@@ -19,13 +19,14 @@ from table_files import (
     SETTINGS,
     SHAPE,
     fill,
+    id_of,
     numbers_read,
     open_table,
     some_rows,
     start_python,
 )
 
-from vgg_jax.array_shards import INDEX_FILE, ROWS_FILE
+from vgg_jax.array_shards import INDEX_FILE, ROWS_FILE, remove_shard
 from vgg_jax.errors import CacheError
 from vgg_jax.table_folders import shard_folders, tables
 
@@ -108,6 +109,7 @@ def test_a_folder_that_is_deleted_under_a_table_is_survived(tmp_path):
     table.append(*some_rows(2))
     shutil.rmtree(table.folder)
     assert numbers_read(table, 1, 2) == set()
+    assert table.damaged == 0
     with pytest.raises(CacheError, match="No such file or directory"):
         table.flush()
     with pytest.raises(CacheError, match="No such file or directory"):
@@ -116,6 +118,41 @@ def test_a_folder_that_is_deleted_under_a_table_is_survived(tmp_path):
     fill(tmp_path, 4)
     with closing(open_table(tmp_path)) as table:
         assert numbers_read(table, 1, 2, 3, 4) == {4}
+
+
+def test_a_shard_that_another_process_removes_is_gone_and_not_damaged(tmp_path):
+    fill(tmp_path, 1, 2)
+    first, second = shard_folders(fill(tmp_path, 3))
+    with closing(open_table(tmp_path)) as table:
+        remove_shard(first)
+        assert numbers_read(table, 1, 2, 3) == {3}
+        assert id_of(2) not in table
+        assert table.damaged == 0
+        table.append(*some_rows(1, 2))
+        table.flush()
+        assert numbers_read(table, 1, 2, 3) == {1, 2, 3}
+    assert second.exists()
+    assert not list(table.folder.glob(".*"))
+
+
+@pytest.mark.parametrize("file", [INDEX_FILE, ROWS_FILE])
+def test_a_shard_that_is_removed_while_the_table_is_opened_is_not_damaged(
+    file, tmp_path, monkeypatch
+):
+    fill(tmp_path, 1)
+    first, _ = shard_folders(fill(tmp_path, 2))
+    opening = io.open
+
+    def open_late(path, *args, **others):
+        if path == first / file:
+            remove_shard(first)
+        return opening(path, *args, **others)
+
+    monkeypatch.setattr(io, "open", open_late)
+    with closing(open_table(tmp_path)) as table:
+        assert not first.exists()
+        assert numbers_read(table, 1, 2) == {2}
+        assert table.damaged == 0
 
 
 def test_a_disk_that_fails_in_places_costs_the_rows_there(tmp_path, monkeypatch):

@@ -98,6 +98,33 @@ def test_what_no_open_table_was_asked_for_leaves_at_last(tmp_path):
         assert size_of(tmp_path) <= taken
 
 
+def test_what_another_process_may_have_been_asked_for_stays(tmp_path):
+    make_tables(tmp_path, "a")
+    limit = size_of(tmp_path) + 100
+    other = start_python(
+        tmp_path,
+        "from test_table_folders import *",
+        "t = table_of(root, 'a')",
+        "print('open', flush=True); input()",
+        "print(sorted(numbers_read(t, *range(10))), t.damaged)",
+    )
+    wait_for_line(other, "open")
+    with closing(table_of(tmp_path, "a", limit_bytes=limit)) as table:
+        with pytest.raises(CacheError, match="taken by what is in use"):
+            table.append(*some_rows(*range(100, 110)))
+        stdout, stderr = other.communicate("\n")
+        assert stdout == f"{[*range(10)]} 0\n", stderr
+        assert not remove(table.folder)  # to be refused has not let go of it
+        assert table_folders.is_held(table.folder)
+        table.append(*some_rows(*range(100, 110)))
+        table.flush()
+        assert numbers_read(table, *range(100, 110)) == {*range(100, 110)}
+        assert numbers_read(table, *range(10)) == set()
+        assert not remove(table.folder)
+        assert size_of(tmp_path) <= limit
+    assert remove(table.folder)
+
+
 def test_a_limit_below_a_single_row_keeps_nothing(tmp_path):
     with (
         closing(open_table(tmp_path, limit_bytes=50)) as table,

@@ -50,6 +50,7 @@ class Shard:
 
         Raises:
             DamagedShardError: If it is not what a `ShardWriter` wrote.
+            FileNotFoundError: If it has been removed.
             OSError: If it cannot be read.
         """
         self.folder = folder
@@ -61,6 +62,8 @@ class Shard:
                 header = file.read(_HEADER_BYTES)
                 self.written = os.fstat(file.fileno()).st_mtime
         except FileNotFoundError as error:
+            if not folder.exists():
+                raise
             raise DamagedShardError(f"{error.filename} is missing") from error
         count, rest = divmod(len(index) - _HEADER_BYTES, INDEX_DTYPE.itemsize)
         # Headers are compared, not parsed: there is only one way in which they are written.
@@ -73,7 +76,11 @@ class Shard:
         self._checksums: list[int] = entries["crc32"].tolist()
 
     def read(self, numbers: Sequence[int], rows: Sequence[Row]) -> list[bool]:
-        """Fill `rows` with the shard's rows of these numbers; returns which of them are intact."""
+        """Fill `rows` with the shard's rows of these numbers; returns which of them are intact.
+
+        Raises:
+            FileNotFoundError: If the shard has been removed.
+        """
         # Not a memory map: where the disk fails, or the file was cut, a map kills the process by
         # SIGBUS, but a read fails. The file is opened for each call, since threads cannot share a
         # position in it and some systems allow few open files; that costs some microseconds.
@@ -90,6 +97,8 @@ class Shard:
                     self._read_row(file, number, row)
                     for number, row in zip(numbers, rows, strict=True)
                 ]
+        except FileNotFoundError:
+            raise
         except OSError:
             return [False] * len(numbers)
 
@@ -155,6 +164,14 @@ class ShardWriter:
         with suppress(OSError):  # it writes what is buffered first, to a disk that may be full
             self._rows.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def remove_shard(folder: Path) -> None:
+    """Remove a shard, as far as the disk lets it."""
+    # Renamed first, so that nobody who opens it then takes the rest of it for damaged.
+    with suppress(OSError):
+        aside = folder.rename(folder.with_name(f"{PARTIAL_PREFIX}{uuid.uuid4().hex}"))
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def row_bytes(shape: tuple[int, ...], dtype: DType) -> int:

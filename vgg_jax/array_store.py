@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -25,13 +24,14 @@ from vgg_jax.array_shards import (
     Row,
     Shard,
     ShardWriter,
+    remove_shard,
     row_bytes,
     shard_bytes,
 )
 from vgg_jax.cache import CACHE_VARIABLE, size_of
 from vgg_jax.errors import CacheError
 from vgg_jax.progress import format_bytes
-from vgg_jax.table_folders import describe, digest_of, hold, make_room, shard_folders
+from vgg_jax.table_folders import alone, describe, digest_of, hold, make_room, shard_folders
 
 SHARD_BYTES = 256_000_000  # what a full disk or a killed process loses at most
 _FORMAT = 1
@@ -47,7 +47,8 @@ class ArrayTable:
         shape: Of a row.
         dtype: Of a row.
         damaged: How many rows, and whole shards, were found damaged since it was opened. Their rows
-            count as absent and can be appended anew.
+            count as absent and can be appended anew. So do those of shards that were removed, which
+            are not damaged.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class ArrayTable:
             limit_bytes: Most that all tables under `root` may take together; where a row would not
                 fit, tables that no process has open leave, the least recently used first.
             beside: Tables that this process has open under `root`: where that is not enough, what
-                none of them was asked for leaves, too.
+                none of them was asked for leaves, too, but for tables that another process has
+                open.
 
         Raises:
             CacheError: If the folder cannot be made, read or written to.
@@ -115,7 +117,9 @@ class ArrayTable:
         except DamagedShardError:
             self.damaged += 1
             # For good, so that it is not met again; what cannot be removed takes room, no more.
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_shard(folder)
+        except FileNotFoundError:
+            pass  # another process has removed it meanwhile
         except OSError:
             self.damaged += 1  # it may be readable another time
         else:
@@ -146,7 +150,7 @@ class ArrayTable:
 
         Returns:
             `[len(ids)]`, true for the rows that were read; the others are absent, or they were
-            found damaged and have become absent.
+            found damaged or removed and have become absent.
         """
         rows = self._bytes_of(ids, out)
         wanted: defaultdict[Shard, list[tuple[int, int]]] = defaultdict(list)
@@ -157,7 +161,12 @@ class ArrayTable:
         found = np.zeros(len(ids), np.bool_)
         for shard, places in wanted.items():
             places.sort()  # a disk that spins goes one way
-            intact = shard.read([number for number, _ in places], [rows[i] for _, i in places])
+            try:
+                intact = shard.read([number for number, _ in places], [rows[i] for _, i in places])
+            except FileNotFoundError:  # it has been removed
+                with self._places_lock:
+                    self._forget_shard(shard)
+                continue
             for (number, i), is_intact in zip(places, intact, strict=True):
                 found[i] = is_intact
                 if not is_intact:
@@ -169,6 +178,12 @@ class ArrayTable:
             if self._places.get(id) == place:  # else another thread was quicker
                 del self._places[id]
                 self.damaged += 1
+
+    def _forget_shard(self, shard: Shard) -> None:
+        """Let a shard's rows be absent; to be called with the lock of the places."""
+        for id in [id for id, (place, _) in self._places.items() if place is shard]:
+            del self._places[id]
+        self._shards.discard(shard)
 
     def append(self, ids: Sequence[bytes], rows: NDArray[Any]) -> None:
         """Write the rows whose ids the table lacks; `flush` makes them readable.
@@ -250,19 +265,20 @@ class ArrayTable:
     def _drop_unwanted(self, count: int) -> None:
         """Remove shards with `count` bytes in all, if there are so many, the oldest first.
 
-        They are this table's, of other pictures; who reads them elsewhere computes them anew.
+        They are this table's, of other pictures, which another process that has it open may want.
         """
-        with self._places_lock:
+        if self._held is None:
+            return
+        with self._places_lock, alone(self._held) as is_alone:
+            if not is_alone:
+                return
             shards = self._shards - self._wanted
             for shard in sorted(shards, key=lambda shard: shard.written):
                 if count <= 0:
                     break
                 count -= size_of(shard.folder)
-                gone = [id for id, (place, _) in self._places.items() if place is shard]
-                for id in gone:
-                    del self._places[id]
-                self._shards.remove(shard)
-                shutil.rmtree(shard.folder, ignore_errors=True)
+                self._forget_shard(shard)
+                remove_shard(shard.folder)
 
     def _complete_shard(self) -> None:
         if self._writer is None:

@@ -1,9 +1,10 @@
 """The folders of tables of kept arrays: which there are, which are in use, which leave first.
 
 A table is the folder `<cache>/<kind>/<digest>`. Whoever has it open holds a shared lock on its file
-`used`, whose time of modification tells when it was opened last; whoever removes it needs the lock
-alone. Where a file system has no locks, no table counts as in use: one that is removed from under a
-process is computed anew; and what a dead process left half written stays as long as its table.
+`used`, whose time of modification tells when it was opened last; whoever removes it, or shards of
+it, needs the lock alone. Where a file system has no locks, no table counts as in use: what is
+removed from under a process is computed anew; and what a dead process left half written stays as
+long as its table.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,26 @@ def _remove_what_is_partial(file: int, folder: Path) -> None:
         if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
             for path in folder.glob(f"{PARTIAL_PREFIX}*"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def alone(file: int) -> Generator[bool]:
+    """Tell whether no other process has a table open; if so, none can open it meanwhile.
+
+    Args:
+        file: What `hold` returned.
+    """
+    try:
+        _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_alone = True
+    except BlockingIOError:
+        is_alone = False
+    try:
+        yield is_alone
+    finally:
+        # After a refusal, too: it has lost the lock that there was. What another process could
+        # remove at that moment is computed anew.
+        _lock(file, fcntl.LOCK_SH)
 
 
 def is_held(folder: Path) -> bool:
