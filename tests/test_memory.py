@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import psutil
 import pytest
 
+from vgg_jax.errors import MemoryExhausted, PluginError
 from vgg_jax.training import memory
-from vgg_jax.training.memory import available_bytes
+from vgg_jax.training.memory import available_bytes, naming_a_smaller_batch
 from vgg_jax.training.steps import data_mesh
 
 FREE = 8_192_000  # bytes
@@ -106,3 +108,49 @@ def test_this_machine_has_some_whatever_it_is(monkeypatch):
     for name in ("_OWN_CGROUPS", "_CGROUPS"):
         monkeypatch.setattr(memory, name, Path("/nowhere"))
     assert available_bytes(data_mesh()) > 0
+
+
+def of_a_head(cause: Exception) -> PluginError:
+    error = PluginError("The head failed.")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 8 bytes"),
+        jax.errors.JaxRuntimeError("INTERNAL: Error dispatching computation: Out of memory"),
+        ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes."),
+        of_a_head(ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize(
+    ("size", "advice"), [(8, r"of 4 needs about half: take 4\.$"), (1, "smaller --image-size")]
+)
+def test_what_the_memory_does_not_suffice_for_is_told(error, size, advice):
+    said = rf"does not suffice for batches of {size}.*\.\n.*{advice}"
+    with (
+        pytest.raises(MemoryExhausted, match=said),
+        naming_a_smaller_batch(size, lambda smaller: f"take {smaller}"),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("INVALID_ARGUMENT: 8 bytes"),
+        ValueError("8 is too large"),
+        RuntimeError("RESOURCE_EXHAUSTED, says a plugin"),
+        of_a_head(ValueError("8 is too large")),
+        PluginError("The head said: Out of memory"),
+    ],
+    ids=repr,
+)
+def test_other_errors_pass(error):
+    with pytest.raises(type(error)) as caught, naming_a_smaller_batch(8, str):
+        raise error
+    assert caught.value is error

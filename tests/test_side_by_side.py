@@ -111,6 +111,34 @@ def test_one_that_diverges_fails_alone(given, tmp_path, stacked):
         alone.path.rename(tmp_path / outcome.candidate.name)
 
 
+def test_a_group_that_the_memory_does_not_suffice_for_fails_alone(
+    given, tmp_path, stacked, monkeypatch
+):
+    """In its second epoch, before which one has diverged."""
+    original = StackedSteps.train
+
+    def train_step(self, hyperparameters, states, totals, inputs):
+        if "head/hidden/0/kernel" in states.trained and states.step.max() >= 3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return original(self, hyperparameters, states, totals, inputs)
+
+    monkeypatch.setattr(StackedSteps, "train", train_step)
+    given |= {"head": ["mlp:hidden=[16]", "linear"], "learning_rate": [1e-2, 1e38]}
+    progress = Recorder()
+    found = sweep(**given, run=str(tmp_path / "sweep"), progress=progress)
+    assert stacked == [2, 2]
+    reasons = {outcome.candidate.name: outcome.failure for outcome in found.outcomes}
+    assert reasons.pop("linear-lr1e-2") == ""
+    assert "does not suffice for batches of 8 (" in reasons["mlp-hidden-16-lr1e-2"]
+    for name in ("mlp-hidden-16-lr1e38", "linear-lr1e38"):
+        assert "at step 2, in epoch 1" in reasons[name]
+    for name, reason in reasons.items():
+        state = RunFiles(tmp_path / "sweep" / name).read_state()
+        assert state is not None
+        assert (state.state, state.reason) == ("failed", reason)
+    assert progress.notes[-1].startswith("Less memory is needed by smaller heads, by fewer")
+
+
 def test_each_stops_early_by_itself(given, tmp_path, stacked):
     given |= {"epochs": 8, "early_stop": 1, "learning_rate": [10.0, 1e-3]}
     found = sweep(**given, run=str(tmp_path / "sweep"))

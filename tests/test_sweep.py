@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 
+import jax
 import pytest
 from training_runs import After, Recorder, flags, same_run
 from typer.testing import CliRunner
@@ -13,12 +15,15 @@ from typer.testing import CliRunner
 from vgg_jax import sweep
 from vgg_jax.cli.app import app
 from vgg_jax.cli.console import LineProgress
-from vgg_jax.errors import ConfigError, TrainingError, TrainingInterrupted
+from vgg_jax.errors import ConfigError, MemoryExhausted, TrainingError, TrainingInterrupted
 from vgg_jax.progress import Progress
+from vgg_jax.training import loop
 from vgg_jax.training.run_files import RunFiles
+from vgg_jax.training.steps import Steps
 from vgg_jax.workflows.candidates import candidates_of
 from vgg_jax.workflows.load import load_classifier
 from vgg_jax.workflows.runs import describe_run
+from vgg_jax.workflows.session import Session
 from vgg_jax.workflows.sweep import run_sweep
 from vgg_jax.workflows.train import train
 
@@ -84,6 +89,91 @@ def test_a_candidate_that_diverges_fails_alone(options, tmp_path):
     assert progress.warnings == [f"lr1e38 failed: {failed.failure}"]
     with pytest.raises(TrainingError, match=r"No candidate .*; dense256: The .* at step"):
         sweep(**{**options, "learning_rate": [DIVERGES]}, run=str(tmp_path / "none"))
+
+
+def too_large_to_train(monkeypatch) -> None:
+    """Pretend that the memory does not suffice for a step of `dense256`."""
+    original = Steps.train
+
+    def train_step(self, state, totals, inputs):
+        if "head/hidden/kernel" in state.trained:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return original(self, state, totals, inputs)
+
+    monkeypatch.setattr(Steps, "train", train_step)
+
+
+def too_large_to_start(monkeypatch) -> None:
+    """Pretend that it does not suffice for the optimizer's numbers either."""
+    original = Session.start
+
+    def start(config, *others):
+        if config.head == "dense256":
+            raise ValueError("RESOURCE_EXHAUSTED: Out of memory")
+        return original(config, *others)
+
+    monkeypatch.setattr(Session, "start", start)
+
+
+@pytest.mark.parametrize("too_large", [too_large_to_train, too_large_to_start])
+def test_a_candidate_that_the_memory_does_not_suffice_for_fails_alone(
+    too_large, options, tmp_path, monkeypatch
+):
+    too_large(monkeypatch)
+    progress = Recorder()
+    heads = ["dense256", "linear"]
+    found = sweep(**{**options, "head": heads}, run=str(tmp_path / "sweep"), progress=progress)
+    done, failed = found.outcomes
+    assert [done.candidate.name, failed.candidate.name] == ["linear", "dense256"]
+    assert not done.failure
+    assert failed.failure.endswith(
+        "does not suffice for batches of 8 (RESOURCE_EXHAUSTED: Out of memory)."
+    )
+    state = RunFiles(failed.run.path).read_state()
+    assert state is not None
+    assert (state.state, state.reason) == ("failed", failed.failure)
+    assert progress.warnings == [f"dense256 failed: {failed.failure}"]
+    assert progress.notes[-1].startswith("Less memory is needed by smaller heads, by fewer")
+    alone = train(**{**options, "head": "linear"}, run=str(tmp_path / "linear"))
+    same_run(alone.path, done.run.path)
+
+
+def test_a_sweep_for_none_of_which_the_memory_suffices_says_what_may_help(
+    options, tmp_path, monkeypatch
+):
+    given = {**options, "optimizer": ["adam", "sgd"]}
+    too_large_to_train(monkeypatch)
+    problem = r"No candidate .*; adam: The memory .*\nLess memory .*\nWhat became of each: "
+    with pytest.raises(TrainingError, match=problem):
+        sweep(**given, run=str(tmp_path / "sweep"))
+    too_large_to_start(monkeypatch)
+    with pytest.raises(MemoryExhausted, match="sweep with --batch-size 4, or smaller heads"):
+        sweep(**given, run=str(tmp_path / "sweep"))
+
+
+def test_the_memory_may_not_suffice_for_what_is_gone_on_with(options, tmp_path, monkeypatch):
+    folder = tmp_path / "sweep"
+    given = {**options, "head": ["dense256", "linear"]}
+    with pytest.raises(TrainingInterrupted):
+        run_sweep(candidates_of(given), str(folder), Progress(), After(2))
+    too_large_to_train(monkeypatch)
+    found = sweep(**given, run=str(folder))
+    assert [bool(outcome.failure) for outcome in found.outcomes] == [False, True]
+    monkeypatch.undo()
+    again = sweep(**given, run=str(folder))
+    assert not any(outcome.failure for outcome in again.outcomes)
+    alone = train(**{**options, "head": "dense256"}, run=str(tmp_path / "dense256"))
+    same_run(alone.path, folder / "dense256")
+
+
+def test_changed_frozen_parameters_end_the_sweep(options, tmp_path, monkeypatch):
+    changes = itertools.count()
+    monkeypatch.setattr(
+        loop, "frozen_checksums", lambda frozen: {"backbone/conv1_1/kernel": str(next(changes))}
+    )
+    with pytest.raises(TrainingError, match="Frozen parameters changed during the training"):
+        sweep(**{**options, "optimizer": ["adam", "sgd"]}, run=str(tmp_path / "sweep"))
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["adam"]
 
 
 def test_an_interrupted_sweep_goes_on_and_takes_what_is_complete(options, tmp_path, read):

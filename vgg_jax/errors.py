@@ -87,6 +87,10 @@ class TrainingDiverged(TrainingError):
     """A loss, a gradient or a parameter is not finite."""
 
 
+class MemoryExhausted(TrainingError):
+    """The memory of the devices or of the host does not suffice."""
+
+
 class TrainingInterrupted(VggJaxError):
     """A signal asked the training to stop; where it stood is saved."""
 

@@ -34,7 +34,8 @@ def fit(
 
     Raises:
         TrainingDiverged: If the loss, its gradient or a parameter is not finite.
-        TrainingError: If the memory does not suffice, or a frozen parameter changed.
+        MemoryExhausted: If the memory does not suffice.
+        TrainingError: If a frozen parameter changed.
         TrainingInterrupted: When a signal asked for it; where the training stood is saved.
         RunError: If a checkpoint cannot be written.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import psutil
 
-from vgg_jax.errors import TrainingError
+from vgg_jax.errors import MemoryExhausted, PluginError
 
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -27,6 +27,8 @@ _HIERARCHIES = (
         "total_inactive_file",
     ),
 )
+# JAX raises a ValueError where an operation by itself finds no memory, not a program's.
+_OF_MEMORY = (MemoryError, ValueError, jax.errors.JaxRuntimeError)
 _EXHAUSTED = ("RESOURCE_EXHAUSTED", "Out of memory")
 
 
@@ -71,6 +73,12 @@ def _read(file: Path) -> str:
         return ""
 
 
+def _tells_of_memory(error: BaseException | None) -> bool:
+    """Tell whether the memory did not suffice, which is what an error of these types may say."""
+    said = any(sign in str(error) for sign in _EXHAUSTED)
+    return isinstance(error, MemoryError) or (said and isinstance(error, _OF_MEMORY))
+
+
 @contextmanager
 def naming_a_smaller_batch(batch_size: int, advice: Callable[[int], str]) -> Generator[None]:
     """Turn running out of memory, the device's or the host's, into an error that says what helps.
@@ -80,14 +88,15 @@ def naming_a_smaller_batch(batch_size: int, advice: Callable[[int], str]) -> Gen
         advice: Says how to go on with batches of another size.
 
     Raises:
-        TrainingError: If the memory does not suffice.
+        MemoryExhausted: If the memory does not suffice.
     """
     try:
         yield
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, MemoryError) and not any(sign in text for sign in _EXHAUSTED):
+    except (*_OF_MEMORY, PluginError) as error:
+        cause = error.__cause__ if isinstance(error, PluginError) else error  # a head's, say
+        if not _tells_of_memory(cause):
             raise
+        text = str(cause)
         what = f" ({text.splitlines()[0][:160]})" if text else ""
         smaller = (
             f"A batch of {batch_size // 2} needs about half: {advice(batch_size // 2)}"
@@ -95,7 +104,7 @@ def naming_a_smaller_batch(batch_size: int, advice: Callable[[int], str]) -> Gen
             else "Batches cannot be smaller than one; train less of the network (--train-from), or"
             " use a smaller --image-size"
         )
-        raise TrainingError(
+        raise MemoryExhausted(
             f"The memory of {jax.devices()[0].device_kind} does not suffice for batches of"
             f" {batch_size}{what}.\n{smaller}."
         ) from error

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
+import math
 import shlex
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,14 @@ import jax.numpy as jnp
 
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet
-from vgg_jax.errors import ConfigError, OtherOptionsError, TrainingDiverged, TrainingInterrupted
+from vgg_jax.errors import (
+    ConfigError,
+    MemoryExhausted,
+    OtherOptionsError,
+    TrainingDiverged,
+    TrainingError,
+    TrainingInterrupted,
+)
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.model.freezing import label_parameters, split_parameters
 from vgg_jax.plugin_choices import parse_choice
@@ -44,6 +54,8 @@ from vgg_jax.workflows.run import Run
 from vgg_jax.workflows.session import Session, chain_of, limits_of, warn_of_loss
 from vgg_jax.workflows.train import found_out
 
+_FAILS_ALONE = (TrainingDiverged, MemoryExhausted)
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -53,11 +65,13 @@ class Outcome:
         candidate: What was trained.
         run: Its run.
         failure: Why its training could not go on, in a line; empty if it is complete.
+        exhausted: Whether that is for want of memory.
     """
 
     candidate: Candidate
     run: Run
     failure: str = ""
+    exhausted: bool = False
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -115,8 +129,11 @@ class Shared:
             head: _trained(build_functional(opened, of_head, classes)[1], of_head)
             for head, of_head in of_heads.items()
         }
+        # The smallest, because a session has the optimizer's numbers, too.
+        config = min(of_heads.values(), key=lambda of_head: _size_of(trained[of_head.head]))
         functional, parameters = build_functional(opened, config, classes)
-        source = Session.start(config, functional, parameters, chain, classes).source
+        with _naming_less(config):
+            source = Session.start(config, functional, parameters, chain, classes).source
         pools = len(of_heads) == 1
         if not pools:
             functional = dataclasses.replace(functional, pools=False)
@@ -159,11 +176,11 @@ class Work:
         progress = self._begin(candidate)
         try:
             _refuse_to_stop_later(candidate, run)
-            with self._interruptible():
+            with self._interruptible(), _naming_less(candidate.config):
                 resume_training(
                     given, progress, self.interruption, allow_local_code=allow_local_code
                 )
-        except TrainingDiverged as error:
+        except _FAILS_ALONE as error:
             return self._outcome(candidate, run, error)
         except OtherOptionsError as error:
             raise ConfigError(
@@ -174,8 +191,16 @@ class Work:
 
     def train(self, candidates: Sequence[Candidate], shared: Shared) -> list[Outcome]:
         """Train new candidates: in turn, or side by side where that is faster."""
+        warn_of_loss(shared.source.config, self.progress)
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(candidates):
+            outcomes += self._train_on_a_feed(candidates[len(outcomes) :], shared)
+        return outcomes
+
+    def _train_on_a_feed(self, candidates: Sequence[Candidate], shared: Shared) -> list[Outcome]:
+        """Train candidates until the memory is exhausted: what is kept in it may be spoilt then."""
+        gc.collect()  # or heads and errors of before hold their arrays a while
         config, chain = shared.source.config, shared.source.chain
-        warn_of_loss(config, self.progress)
         with open_feed(shared.source, shared.data, self.progress) as feed:
             if why_not_kept(config, chain):
                 self.progress.note(
@@ -185,20 +210,25 @@ class Work:
             for group in _alike(candidates):
                 trained = shared.trained[group[0].config.head]
                 if wins_side_by_side(trained, len(group), shared.source.mesh):
-                    outcomes += self._train_side_by_side(group, shared, feed)
+                    trainings = [partial(self._train_side_by_side, group)]
                 else:
-                    outcomes += [self._train(candidate, shared, feed) for candidate in group]
-            return outcomes
+                    trainings = [partial(self._train, candidate) for candidate in group]
+                for train in trainings:
+                    outcomes += train(shared, feed)
+                    if any(outcome.exhausted for outcome in outcomes):
+                        return outcomes
+        return outcomes
 
-    def _train(self, candidate: Candidate, shared: Shared, feed: Feed) -> Outcome:
+    def _train(self, candidate: Candidate, shared: Shared, feed: Feed) -> list[Outcome]:
         run = RunFolder(self.path / candidate.name)
         progress = self._begin(candidate)
         with run.locked(progress.note):
             config, record = found_out(candidate.config, shared.data, shared.opened)
             run.create(config, record)
-            session = shared.session(config, progress)
             try:
-                with self._interruptible():
+                # As being trained already here: its parameters alone may be too many.
+                with self._interruptible(), run.training(), _naming_less(config):
+                    session = shared.session(config, progress)
                     session.fit(
                         nullcontext(shared.feed_of(feed, session)),
                         run,
@@ -206,47 +236,45 @@ class Work:
                         progress,
                         self.interruption,
                     )
-            except TrainingDiverged as error:
-                return self._outcome(candidate, run, error)
-        return self._outcome(candidate, run)
+            except _FAILS_ALONE as error:
+                return [self._outcome(candidate, run, error)]
+        return [self._outcome(candidate, run)]
 
     def _train_side_by_side(
         self, group: Sequence[Candidate], shared: Shared, feed: Feed
     ) -> list[Outcome]:
         config = group[0].config
-        session = shared.session(config, self.progress)
         runs = [RunFolder(self.path / candidate.name) for candidate in group]
-        with ExitStack() as held:
-            held.callback(self.progress.close)
-            lanes: list[Lane] = []
-            for candidate, run in zip(group, runs, strict=True):
-                held.enter_context(run.locked(self.progress.note))
-                run.create(*found_out(candidate.config, shared.data, shared.opened))
-                lanes.append(held.enter_context(Lane(run, candidate.config.learning_rate)))
-            limits = limits_of(config, self.interruption)
-            what = f"{config.head}, {len(group)} candidates side by side"
-            steps = config.epochs * feed.batches_of(feed.examples)
-            self.progress.work_started(f"{what} ({self._next(len(group))})", steps, "steps")
-            listening = limits.interruption.listening() if self.interruption else nullcontext()
-            smaller = naming_a_smaller_batch(
-                feed.batch_size, lambda size: f"sweep with --batch-size {size}, or fewer values"
-            )
-            with listening, self._interruptible(), smaller:
-                fit_side_by_side(
-                    StackedSteps(session.steps),
-                    session.state,
-                    [Hyperparameters.of(candidate.config) for candidate in group],
-                    session.frozen,
-                    shared.feed_of(feed, session),
-                    lanes,
-                    mesh=session.mesh,
-                    limits=limits,
-                    progress=self.progress,
-                )
-        return [
-            self._outcome(candidate, run, lane.failure)
-            for candidate, run, lane in zip(group, runs, lanes, strict=True)
-        ]
+        lanes: list[Lane] = []
+        try:
+            with ExitStack() as held:
+                held.callback(self.progress.close)
+                for candidate, run in zip(group, runs, strict=True):
+                    held.enter_context(run.locked(self.progress.note))
+                    run.create(*found_out(candidate.config, shared.data, shared.opened))
+                    lanes.append(held.enter_context(Lane(run, candidate.config.learning_rate)))
+                limits = limits_of(config, self.interruption)
+                what = f"{config.head}, {len(group)} candidates side by side"
+                steps = config.epochs * feed.batches_of(feed.examples)
+                self.progress.work_started(f"{what} ({self._next(len(group))})", steps, "steps")
+                if self.interruption:
+                    held.enter_context(limits.interruption.listening())
+                with self._interruptible(), _naming_less(config):
+                    session = shared.session(config, self.progress)
+                    fit_side_by_side(
+                        StackedSteps(session.steps),
+                        session.state,
+                        [Hyperparameters.of(candidate.config) for candidate in group],
+                        session.frozen,
+                        shared.feed_of(feed, session),
+                        lanes,
+                        mesh=session.mesh,
+                        limits=limits,
+                        progress=self.progress,
+                    )
+        except MemoryExhausted as error:
+            return [*map(self._outcome, group, runs, [lane.failure or error for lane in lanes])]
+        return [*map(self._outcome, group, runs, [lane.failure for lane in lanes])]
 
     def _begin(self, candidate: Candidate) -> Progress:
         return CandidateProgress(f"{candidate.name} ({self._next()})", self.progress)
@@ -259,11 +287,13 @@ class Work:
         return f"{numbers} of {self.count}"
 
     def _outcome(
-        self, candidate: Candidate, run: RunFolder, error: TrainingDiverged | None = None
+        self, candidate: Candidate, run: RunFolder, error: TrainingError | None = None
     ) -> Outcome:
         """Return what became of a candidate, and tell the user."""
         failure = str(error).splitlines()[0] if error else ""
-        outcome = Outcome(candidate, Run(run.path, run.read_metrics()), failure)
+        history = run.read_metrics()
+        exhausted = isinstance(error, MemoryExhausted)
+        outcome = Outcome(candidate, Run(run.path, history), failure, exhausted)
         if failure:
             self.progress.warn(f"{candidate.name} failed: {failure}")
             return outcome
@@ -287,6 +317,13 @@ class Work:
             ) from stop
 
 
+def _naming_less(config: ResolvedConfig) -> AbstractContextManager[None]:
+    """Say what a sweep can do where the memory does not suffice."""
+    return naming_a_smaller_batch(
+        config.batch_size, lambda size: f"sweep with --batch-size {size}, or smaller heads"
+    )
+
+
 def _refuse_to_stop_later(candidate: Candidate, run: RunFolder) -> None:
     """Refuse to leave out early stopping, which for one run by itself means that it stays."""
     before = None
@@ -300,6 +337,10 @@ def _trained(parameters: Parameters, config: ResolvedConfig) -> dict[str, jax.Sh
     """Return shapes and types of the trained parameters."""
     trained, _ = split_parameters(parameters, label_parameters(parameters, config.train_from))
     return jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), trained)
+
+
+def _size_of(trained: Mapping[str, jax.ShapeDtypeStruct]) -> int:
+    return sum(math.prod(value.shape) for value in trained.values())
 
 
 def _alike(candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:

@@ -20,6 +20,11 @@ from vgg_jax.workflows.candidates import Candidate, candidates_of, named_as_ther
 from vgg_jax.workflows.run import Run
 from vgg_jax.workflows.runs import run_folders
 
+_LESS_MEMORY = (
+    "Less memory is needed by smaller heads, by fewer values at a time where they are trained side"
+    " by side, and by smaller batches in another folder: --batch-size … --run …\n"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
@@ -106,11 +111,14 @@ def run_sweep(
     if shared is not None:
         outcomes += work.train(new, shared)
     failed = [outcome for outcome in outcomes if outcome.failure]
+    advice = _LESS_MEMORY if any(outcome.exhausted for outcome in failed) else ""
     if len(failed) == len(outcomes):
         raise TrainingError(
             f"No candidate could be trained to the end; {failed[0].candidate.name}:"
-            f" {failed[0].failure}\nWhat became of each: vgg-jax runs {path}"
+            f" {failed[0].failure}\n{advice}What became of each: vgg-jax runs {path}"
         )
+    if advice:
+        progress.note(advice.rstrip())
     done = [outcome for outcome in outcomes if not outcome.failure]
     return Sweep(path, sorted(done, key=lambda outcome: outcome.rank, reverse=True) + failed)
 
