@@ -26,6 +26,10 @@ class KeptRows(Rows, Protocol):
     method raises.
     """
 
+    def prefetch(self, positions: np.ndarray, rows: int) -> None:
+        """Make ready for a `get` of these positions."""
+        ...
+
     def flush(self) -> None:
         """Let later trainings have what was put."""
         ...
@@ -84,7 +88,7 @@ class InMemory:
         return self._memory.get(positions, rows)
 
     def prefetch(self, positions: np.ndarray, rows: int) -> None:
-        """As in `Rows`: there is nothing to do."""
+        """As in `KeptRows`: there is nothing to do."""
 
     def flush(self) -> None:
         """As in `KeptRows`."""

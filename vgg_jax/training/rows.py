@@ -41,10 +41,6 @@ class Rows(Protocol):
         """Return the rows of n positions `[rows, …]`, whatever beyond n; None if one is lost."""
         ...
 
-    def prefetch(self, positions: np.ndarray, rows: int) -> None:
-        """Make ready for a `get` of these positions."""
-        ...
-
 
 class DeviceRows:
     """Rows in the memory of every device: for a batch of them the host sends positions alone."""
@@ -73,9 +69,6 @@ class DeviceRows:
         """As in `Rows`."""
         return _gather(self._rows, padded(positions, rows), NamedSharding(self._mesh, _BY_ROW))
 
-    def prefetch(self, positions: np.ndarray, rows: int) -> None:
-        """As in `Rows`: there is nothing to do."""
-
 
 class HostRows:
     """Rows in the host's memory."""
@@ -100,9 +93,6 @@ class HostRows:
     def get(self, positions: np.ndarray, rows: int) -> jax.Array:
         """As in `Rows`."""
         return put_batch(self._mesh, self._rows[padded(positions, rows)])
-
-    def prefetch(self, positions: np.ndarray, rows: int) -> None:
-        """As in `Rows`: there is nothing to do."""
 
 
 class DiskRows:
@@ -177,7 +167,7 @@ class DiskRows:
         return put_batch(self._mesh, found)
 
     def prefetch(self, positions: np.ndarray, rows: int) -> None:
-        """As in `Rows`."""
+        """Begin to read for a `get` of these positions."""
         self._ahead[positions.tobytes()] = self._start(positions, rows)
 
     def close(self) -> None:
