@@ -57,7 +57,6 @@ def batches(
     order: np.ndarray | None = None,
     host: Sequence[HostAugmentation] = (),
     host_seed: tuple[int, ...] | None = None,
-    start: int = 0,
     threads: int | None = None,
     pad_to: int | None = None,
 ) -> Generator[Batch, None, None]:
@@ -74,7 +73,6 @@ def batches(
         host: Augmentations applied to each picture before the resize.
         host_seed: Seeds them, together with the picture's content and occurrence and with their
             place in `host`.
-        start: Number of examples at the beginning to leave out without reading them.
         threads: Readers; one for each processor if left out. The batches do not depend on it.
         pad_to: Number of rows of every batch, `batch_size` if left out.
 
@@ -86,17 +84,15 @@ def batches(
         PluginError: If a host augmentation returns something that is not a picture.
     """
     rows = pad_to or batch_size
-    if batch_size < 1 or rows < batch_size or start < 0:
+    if batch_size < 1 or rows < batch_size:
         raise ValueError(
-            f"batch_size {batch_size} must be at least 1, pad_to {rows} at least batch_size, and "
-            f"start {start} at least 0."
+            f"batch_size {batch_size} must be at least 1, and pad_to {rows} at least batch_size."
         )
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r} must be one of {INTERPOLATIONS}.")
     if host and host_seed is None:
         raise ValueError("host augmentations need host_seed.")
     positions = np.arange(len(examples)) if order is None else np.asarray(order)
-    positions = positions[start:]
     threads = min(usable_processors(), _MOST_THREADS) if threads is None else threads
     load = _Loader(examples, image_size, interpolation, host, host_seed or ())
     return _stream(load, positions.tolist(), batch_size, rows, threads)
