@@ -163,13 +163,14 @@ class ResidentPictures:
             for batch in closing_at_end(self._read(order, view)):
                 positions = batch.index[batch.valid]
                 self._content[positions] = batch.content[batch.valid]
-                self._pictures.put(positions, jnp.asarray(batch.images))
-                yield batch
+                images = jnp.asarray(batch.images)
+                self._pictures.put(positions, images)
+                yield dataclasses.replace(batch, images=cast("np.ndarray", images))  # good as one
             return
         for positions in pieces_of(order, self._batch_size):
             index = padded(positions, self._rows)
             valid = np.arange(self._rows) < len(positions)
-            images = cast("np.ndarray", self._pictures.get(positions, self._rows))  # good as one
+            images = cast("np.ndarray", self._pictures.get(positions, self._rows))
             yield Batch(images, self._labels[index], valid, self._content[index], index)
 
 
