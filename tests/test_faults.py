@@ -201,5 +201,5 @@ train(**{options!r} | {{"image_size": 2048, "batch_size": 21, "run": {str(tmp_pa
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
     )
-    assert "TrainingError: The memory of cpu does not suffice for batches of 21" in done.stderr
+    assert "MemoryExhausted: The memory of cpu does not suffice for batches of 21" in done.stderr
     assert "train again with --batch-size 10" in done.stderr

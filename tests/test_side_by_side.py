@@ -117,10 +117,10 @@ def test_a_group_that_the_memory_does_not_suffice_for_fails_alone(
     """In its second epoch, before which one has diverged."""
     original = StackedSteps.train
 
-    def train_step(self, hyperparameters, states, totals, inputs):
+    def train_step(self, states, totals, inputs):
         if "head/hidden/0/kernel" in states.trained and states.step.max() >= 3:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return original(self, hyperparameters, states, totals, inputs)
+        return original(self, states, totals, inputs)
 
     monkeypatch.setattr(StackedSteps, "train", train_step)
     given |= {"head": ["mlp:hidden=[16]", "linear"], "learning_rate": [1e-2, 1e38]}
