@@ -42,13 +42,12 @@ class Part:
     rates: tuple[int, ...] = (3, 9)
 
 
-# A gradient of convolutions in a loop takes minutes on CPU: few steps, once.
 PARTS = (
     Part("dense256", "head"),
     Part("linear", "head"),
     Part("gap-mlp", "head"),
     Part("gap-mlp:hidden=[1024]", "head"),
-    Part("dense256", "conv5_1", steps=2, repeats=1, rates=()),
+    Part("dense256", "conv5_1", steps=4, repeats=5, rates=(3,)),
 )
 
 

@@ -184,6 +184,8 @@ def test_the_line_goes_through_batches_of_pieces_that_are_alike(rows, devices, i
 def test_too_little_memory_is_an_error_that_says_what_fits(options, monkeypatch):
     options = {**options, "batch_size": 20, "image_size": 224}
     whole = planned(options)
+    monkeypatch.setattr(plan_module, "_PROCESS_BYTES", 0)  # those of the test are few
+    monkeypatch.setattr(plan_module, "_HELD", 1.0)
     monkeypatch.setattr(plan_module, "available_bytes", lambda mesh: whole.memory_bytes - 1)
     with pytest.raises(TrainingError, match=r"--batch-size [48]$") as error:
         planned(options)
@@ -191,6 +193,18 @@ def test_too_little_memory_is_an_error_that_says_what_fits(options, monkeypatch)
     monkeypatch.setattr(plan_module, "available_bytes", lambda mesh: 1000)
     with pytest.raises(TrainingError, match="--train-from"):
         planned(options)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="devices have no process of Python")
+def test_the_largest_batch_leaves_room_for_the_process_and_what_it_holds(options, monkeypatch):
+    sizes = []
+    for available in (10**9, 2 * 10**9):
+        monkeypatch.setattr(plan_module, "available_bytes", lambda mesh, found=available: found)
+        monkeypatch.setattr(
+            plan_module, "largest_batch", lambda needed, room: sizes.append(room) or 8
+        )
+        features = planned(options).features.memory_bytes
+        assert sizes.pop() == int((0.85 * available - features - 700_000_000) / 1.7)
 
 
 TIMING = Timing(decode=0.5, prefix=10.0, train=4.0, validation_prefix=9.0, evaluate=1.0)
