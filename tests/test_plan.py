@@ -185,7 +185,7 @@ def test_too_little_memory_is_an_error_that_says_what_fits(options, monkeypatch)
     options = {**options, "batch_size": 20, "image_size": 224}
     whole = planned(options)
     monkeypatch.setattr(plan_module, "_PROCESS_BYTES", 0)  # those of the test are few
-    monkeypatch.setattr(plan_module, "_HELD", 1.0)
+    monkeypatch.setattr(plan_module, "_HELD", 1)
     monkeypatch.setattr(plan_module, "available_bytes", lambda mesh: whole.memory_bytes - 1)
     with pytest.raises(TrainingError, match=r"--batch-size [48]$") as error:
         planned(options)
@@ -204,7 +204,7 @@ def test_the_largest_batch_leaves_room_for_the_process_and_what_it_holds(options
             plan_module, "largest_batch", lambda needed, room: sizes.append(room) or 8
         )
         features = planned(options).features.memory_bytes
-        assert sizes.pop() == int((0.85 * available - features - 700_000_000) / 1.7)
+        assert sizes.pop() == int((0.85 * available - features - 700_000_000) / 2)
 
 
 TIMING = Timing(decode=0.5, prefix=10.0, train=4.0, validation_prefix=9.0, evaluate=1.0)

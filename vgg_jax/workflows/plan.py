@@ -38,7 +38,7 @@ from vgg_jax.workflows.timing import measure
 _SAFE = 0.85  # of what is free: pictures that are read ahead, and the like, are not counted
 # On the host there are Python, JAX and its compiler, too, and memory that was freed is held in
 # pieces, in which what is larger finds no place. benchmarks/README.md has the measurements.
-_PROCESS_BYTES, _HELD = 700_000_000, 1.7
+_PROCESS_BYTES, _HELD = 700_000_000, 2
 
 
 @dataclasses.dataclass(frozen=True)
