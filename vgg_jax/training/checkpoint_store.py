@@ -13,6 +13,8 @@ import logging
 import os
 import re
 import shutil
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +34,7 @@ _DAMAGED = "damaged"
 _SPARE_BYTES = 1 << 18  # for what Orbax writes beside the arrays
 _PARTIAL = ".partial"  # ends the name of one that is being written
 _RECORD = "record.json"
+_NICENESS = 10  # a tenth of the time of a core that others want, too
 _MOST_CHARACTERS = 200  # of what another program says of a failure
 _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax, TensorStore and the record
 # What Orbax and TensorStore raise where the disk is full, read-only or gone.
@@ -87,7 +90,7 @@ class CheckpointStore:
         """
         self.wait()
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "checkpoint")
+            self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_let_others_go_first)
         self._saving = self._thread.submit(self._write, number, arrays, record)
 
     def _write(self, number: int, arrays: Arrays, record: Mapping[str, Any]) -> None:
@@ -291,6 +294,15 @@ class CheckpointStore:
 
 
 _OTHER_CHECKPOINT = "Use the other checkpoint (--checkpoint best or latest), or train again."
+
+
+def _let_others_go_first() -> None:
+    """Give way to a training's steps, which a core that writes meanwhile would hold up.
+
+    On Linux a thread has a priority of its own, and threads that it starts inherit it.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _first_line(error: Exception) -> str:
