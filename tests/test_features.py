@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -116,21 +114,6 @@ def test_bfloat16_takes_half_the_room_and_gives_nearly_the_same(options, tmp_pat
         table.settings["features_dtype"]: table.bytes for table in tables(own_cache / "features")
     }
     assert rows["bfloat16"] < rows["float32"]
-
-
-def test_programs_as_users_have_them_give_the_same_bits(options, tmp_path, own_cache):
-    """Those of the other tests are not optimised."""
-    others = {name: value for name, value in options.items() if name != "batch_size"}
-    code = f"""
-from vgg_jax import train
-# The last finds what batches of another size, other pieces among them, have kept.
-for features, size in (("off", 11), ("disk", 8), ("disk", 11)):
-    run = {str(tmp_path)!r} + f"/{{features}}{{size}}"
-    train(**{others!r}, batch_size=size, features=features, run=run)
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    same_run(tmp_path / "off11", tmp_path / "disk11")
 
 
 @pytest.mark.slow
