@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -21,10 +23,12 @@ from vgg_jax.model.freezing import label_parameters
 from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugin_choices import PluginChoice
 from vgg_jax.progress import EpochMetrics
+from vgg_jax.training import checkpoint_store
 from vgg_jax.training.checkpoints import Checkpoints, fill_leaves, leaves_by_path
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import EarlyStopping, Position
 from vgg_jax.training.steps import Hyperparameters, TrainState
+from vgg_jax.weights.checksums import array_sha256
 
 
 def metrics(epoch, accuracy, loss=1.0) -> EpochMetrics:
@@ -231,6 +235,23 @@ def test_early_stopping_counts_epochs_without_a_lower_loss():
     for loss in (3.0, 2.0, 2.0, 2.5):
         stopping = stopping.after(loss)
     assert stopping == EarlyStopping(2.0, 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_writing_gives_way_to_the_training(tmp_path, monkeypatch):
+    seen: list[int] = []
+
+    def watching(array):
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return array_sha256(array)
+
+    monkeypatch.setattr(checkpoint_store, "array_sha256", watching)
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save_epoch(after(metrics(1, 0.5)), state(1))
+    checkpoints.close()
+    assert {*seen} == {max(before, 10)}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_the_folder_is_made_with_the_first_checkpoint(tmp_path: Path):

@@ -13,13 +13,13 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.mark.parametrize(
-    "weights",
+    "backbone",
     [None, pytest.param("random:0", marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
     ids=["narrow", "of full width"],
 )
-def test_kept_features_give_the_same_training_to_the_bit(options, tmp_path, weights):
+def test_kept_features_give_the_same_training_to_the_bit(options, tmp_path, backbone):
     given = {**options, "image_size": SAME_BITS_SIZE}
-    given |= {"weights": weights or options["weights"]}
+    given |= {"weights": backbone or options["weights"]}
     del given["batch_size"]
     code = f"""
 from vgg_jax import train

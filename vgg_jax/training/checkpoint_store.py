@@ -302,7 +302,9 @@ def _let_others_go_first() -> None:
     On Linux a thread has a priority of its own, and threads that it starts inherit it.
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        thread = threading.get_native_id()
+        before = os.getpriority(os.PRIO_PROCESS, thread)
+        os.setpriority(os.PRIO_PROCESS, thread, max(before, _NICENESS))  # less may be refused
 
 
 def _first_line(error: Exception) -> str:

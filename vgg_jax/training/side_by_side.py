@@ -69,7 +69,7 @@ def wins_side_by_side(
 ) -> bool:
     """Tell whether `count` candidates of these trained parameters are faster side by side."""
     if count < 2 or any(len(value.shape) > 2 for value in trained.values()):
-        return False  # perhaps a convolution's kernel: gradients of several at once are slower
+        return False  # perhaps a convolution's kernel: several at once are slower
     parameters = sum(math.prod(value.shape) for value in trained.values())
     if jax.default_backend() == "cpu":
         return parameters <= _MOST_PARAMETERS_ON_CPU
