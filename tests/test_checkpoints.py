@@ -238,8 +238,15 @@ def test_early_stopping_counts_epochs_without_a_lower_loss():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
-def test_writing_gives_way_to_the_training(tmp_path, monkeypatch):
+@pytest.mark.parametrize("refused", [False, True])
+def test_writing_gives_way_to_the_training(tmp_path, monkeypatch, refused):
     seen: list[int] = []
+
+    def refuse(*arguments):
+        raise PermissionError("refused")
+
+    if refused:
+        monkeypatch.setattr(os, "setpriority", refuse)
 
     def watching(array):
         seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
@@ -250,7 +257,8 @@ def test_writing_gives_way_to_the_training(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save_epoch(after(metrics(1, 0.5)), state(1))
     checkpoints.close()
-    assert {*seen} == {max(before, 10)}
+    assert {*seen} == {before if refused else max(before, 10)}
+    assert checkpoints.epochs() == [1]
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 

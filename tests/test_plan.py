@@ -207,6 +207,16 @@ def test_the_largest_batch_leaves_room_for_the_process_and_what_it_holds(options
         assert sizes.pop() == int((0.85 * available - features - 700_000_000) / 2)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="devices have no process of Python")
+def test_batches_that_may_not_fit_are_warned_of(options, monkeypatch):
+    monkeypatch.setattr(plan_module, "available_bytes", lambda mesh: 710_000_000)
+    done = CliRunner().invoke(app, ["plan", *flags(options)])
+    assert done.exit_code == 0, done.output
+    assert "Largest safe batch: none." in done.stdout
+    assert "Batches of 8 may not fit" in done.stderr
+    assert "--batch-size 4" in done.stderr
+
+
 TIMING = Timing(decode=0.5, prefix=10.0, train=4.0, validation_prefix=9.0, evaluate=1.0)
 PROGRAMS = Programs(
     *(Program(0, 0, 0),) * 3,

@@ -139,6 +139,23 @@ def test_a_group_that_the_memory_does_not_suffice_for_fails_alone(
     assert progress.notes[-1].startswith("Less memory is needed by smaller heads, by fewer")
 
 
+def test_one_that_is_complete_stays_so_whatever_becomes_of_the_others(given, tmp_path, monkeypatch):
+    original = StackedSteps.train
+
+    def train_step(self, states, totals, inputs):
+        if states.step.max() >= 7 * 3:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return original(self, states, totals, inputs)
+
+    monkeypatch.setattr(StackedSteps, "train", train_step)
+    given |= {"epochs": 8, "early_stop": 1, "learning_rate": [10.0, 1e-3]}
+    done, failed = sweep(**given, run=str(tmp_path / "sweep")).outcomes
+    assert (done.candidate.name, done.failure) == ("lr1e1", "")
+    assert "does not suffice" in failed.failure
+    states = [RunFiles(outcome.run.path).read_state() for outcome in (done, failed)]
+    assert [state and state.state for state in states] == ["done", "failed"]
+
+
 def test_each_stops_early_by_itself(given, tmp_path, stacked):
     given |= {"epochs": 8, "early_stop": 1, "learning_rate": [10.0, 1e-3]}
     found = sweep(**given, run=str(tmp_path / "sweep"))

@@ -110,7 +110,7 @@ def test_what_another_process_may_have_been_asked_for_stays(tmp_path):
     )
     wait_for_line(other, "open")
     with closing(table_of(tmp_path, "a", limit_bytes=limit)) as table:
-        with pytest.raises(CacheError, match="taken by what is in use"):
+        with pytest.raises(CacheError, match="taken by what is, or may be, in use"):
             table.append(*some_rows(*range(100, 110)))
         stdout, stderr = other.communicate("\n")
         assert stdout == f"{[*range(10)]} 0\n", stderr

@@ -256,8 +256,8 @@ class ArrayTable:
             self._complete_shard()
             raise CacheError(
                 f"{self._root} may take {format_bytes(limit_bytes)}, and"
-                f" {format_bytes(size_of(self._root))} are taken by what is in use: no further row"
-                f" of {format_bytes(self._row_bytes)} fits.\n"
+                f" {format_bytes(size_of(self._root))} are taken by what is, or may be, in use: no"
+                f" further row of {format_bytes(self._row_bytes)} fits.\n"
                 "Give a larger --cache-size, or run `vgg-jax cache clear`, which spares what is"
                 " in use."
             )

@@ -1,8 +1,8 @@
 """The folders of tables of kept arrays: which there are, which are in use, which leave first.
 
 A table is the folder `<cache>/<kind>/<digest>`. Whoever has it open holds a shared lock on its file
-`used`, whose time of modification tells when it was opened last; whoever removes it, or shards of
-it, needs the lock alone. Where a file system has no locks, no table counts as in use: what is
+`used`, whose time of modification tells when it was opened last; whoever removes it, or intact
+shards of it, needs the lock alone. Where a file system has no locks, no table counts as in use: what is
 removed from under a process is computed anew; and what a dead process left half written stays as
 long as its table.
 """
@@ -164,8 +164,8 @@ def alone(file: int) -> Generator[bool]:
     try:
         yield is_alone
     finally:
-        # After a refusal, too: it has lost the lock that there was. What another process could
-        # remove at that moment is computed anew.
+        # After a refusal, too: it has lost the lock that there was. A process that removes the
+        # table at that moment ends the keeping on disk, which is told; nothing comes out wrong.
         _lock(file, fcntl.LOCK_SH)
 
 

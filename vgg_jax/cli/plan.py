@@ -79,7 +79,7 @@ def _report(plan: Plan) -> None:
         f"""
 Parameters: {parameters:,}, of which {plan.train.parameters / parameters:.1%} are trained.
 Memory: {format_bytes(plan.memory_bytes)} of {format_bytes(plan.available_bytes)} that are free.\
- Largest safe batch: {plan.largest_batch_size}.
+ Largest safe batch: {plan.largest_batch_size or "none"}.
 Features: {shape} a picture, {format_bytes(features.bytes)} in all; {keeping}.
 Decoding: {1 / plan.decode_seconds:,.0f} pictures a second.
 Compiling: {format_seconds(plan.compile_seconds)}, once; the training will find it done.

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -303,8 +304,9 @@ def _let_others_go_first() -> None:
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        before = os.getpriority(os.PRIO_PROCESS, thread)
-        os.setpriority(os.PRIO_PROCESS, thread, max(before, _NICENESS))  # less may be refused
+        with suppress(OSError):  # a sandbox may refuse it: it only costs time
+            before = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, max(before, _NICENESS))
 
 
 def _first_line(error: Exception) -> str:

@@ -102,7 +102,8 @@ class Lane:
     def __exit__(self, *error: Any) -> None:
         """Record how that ended."""
         if self.failure is None:
-            self._training.__exit__(*error)
+            # What went wrong later is nothing to one that is complete.
+            self._training.__exit__(*(error if self.runs_on else (None, None, None)))
             return
         with suppress(TrainingDiverged), self._training:
             raise self.failure

@@ -273,8 +273,10 @@ class Work:
                         progress=self.progress,
                     )
         except MemoryExhausted as error:
-            return [*map(self._outcome, group, runs, [lane.failure or error for lane in lanes])]
-        return [*map(self._outcome, group, runs, [lane.failure for lane in lanes])]
+            failures = [lane.failure or (error if lane.runs_on else None) for lane in lanes]
+        else:
+            failures = [lane.failure for lane in lanes]
+        return [*map(self._outcome, group, runs, failures)]
 
     def _begin(self, candidate: Candidate) -> Progress:
         return CandidateProgress(f"{candidate.name} ({self._next()})", self.progress)

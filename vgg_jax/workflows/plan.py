@@ -159,6 +159,12 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
             f"Batches of {batch_size} need {format_bytes(memory_bytes)}, but of the memory of"
             f" {device} only {format_bytes(available)} are free.\n{_advice(largest)}"
         )
+    if largest < batch_size:
+        safer = largest or max(batch_size // 2, 1)
+        progress.warn(
+            f"Batches of {batch_size} may not fit: a training needs more than its programs, see"
+            f" docs/speed.md. Smaller ones are safer: --batch-size {safer}"
+        )
     progress.note("Measuring a few batches.")
     with naming_a_smaller_batch(batch_size, _smaller):
         timing = measure(session, data)
