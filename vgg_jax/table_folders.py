@@ -2,9 +2,9 @@
 
 A table is the folder `<cache>/<kind>/<digest>`. Whoever has it open holds a shared lock on its file
 `used`, whose time of modification tells when it was opened last; whoever removes it, or intact
-shards of it, needs the lock alone. Where a file system has no locks, no table counts as in use: what is
-removed from under a process is computed anew; and what a dead process left half written stays as
-long as its table.
+shards of it, needs the lock alone. Where a file system has no locks, no table counts as in use:
+what is removed from under a process is computed anew; and what a dead process left half written
+stays as long as its table.
 """
 
 from __future__ import annotations
