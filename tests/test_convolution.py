@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vgg_jax.model.convolution import LEAST_CHANNELS, convolve_3x3
+from vgg_jax.model.convolution import convolve_3x3
 
 
 def draw(*shape: int) -> jax.Array:
@@ -46,8 +46,12 @@ def test_it_takes_half_the_multiplications_where_that_wins():
     images = draw(4, 28, 28, 256)
     plain = products(jax.lax.conv_general_dilated, images, 256)
     assert products(convolve_3x3, images, 256) < 0.55 * plain
-    few = draw(4, 28, 28, LEAST_CHANNELS - 1)
-    assert products(convolve_3x3, few, 256) == products(jax.lax.conv_general_dilated, few, 256)
+    seldom = partial(convolve_3x3, least_filters=512)
+    assert products(seldom, images, 256) == plain
+    few = draw(4, 28, 28, 31)
+    for channels in (few, images):
+        expected = products(jax.lax.conv_general_dilated, channels, 63)
+        assert products(convolve_3x3, channels, 63) == expected
 
 
 def test_candidates_may_be_vmapped():

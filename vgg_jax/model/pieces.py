@@ -7,26 +7,27 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-PIECE = 4  # images; convolutions of fewer add up in another order
+PIECE = 4  # images; convolutions of fewer, and some of more, add up in another order
 
 
 def map_in_pieces(apply: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
-    """Return `apply(images)`, computed few images at a time, one after another.
+    """Return `apply(images)`, computed four images at a time, one piece after another.
 
-    It gives the same bits, takes the memory of few images, and on a CPU no more time; the gradient
-    would take far more.
+    It takes the memory of four images, and on a CPU no more time; the gradient would take far more.
+    As all pieces are of one size, an image comes out with the same bits in every batch of four or
+    more; fewer are one piece.
 
     Args:
         apply: Maps images `[b, H, W, 3]`, each by itself, to `[b, …]`.
-        images: `[B, H, W, 3]`. They are taken four at a time; the last are up to seven.
+        images: `[B, H, W, 3]`. If B is no multiple of four, black ones complete the last piece.
     """
-    if len(images) < 2 * PIECE:
+    count = len(images)
+    if count <= PIECE:
         return apply(images)
-    rest = PIECE + len(images) % PIECE if len(images) % PIECE else 0
-    whole, last = jnp.split(images, [len(images) - rest])
-    outputs = jax.lax.map(apply, whole.reshape(-1, PIECE, *whole.shape[1:]))
-    outputs = outputs.reshape(len(whole), *outputs.shape[2:])
-    return jnp.concatenate([outputs, apply(last)]) if rest else outputs
+    missing = -count % PIECE
+    images = jnp.pad(images, ((0, missing), *[(0, 0)] * (images.ndim - 1)))
+    outputs = jax.lax.map(apply, images.reshape(-1, PIECE, *images.shape[1:]))
+    return outputs.reshape(count + missing, *outputs.shape[2:])[:count]
 
 
 def on_one_cpu() -> bool:

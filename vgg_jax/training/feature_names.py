@@ -36,7 +36,7 @@ _OURS = Path(__file__).parents[1]
 # edit, or a pull, leaves the version as it is. A test holds these against what runs.
 _CODE = (
     *("layers.py", "data/decode.py", "data/pipeline.py", "training/steps.py", "workflows/feed.py"),
-    *("model/classifier.py", "model/pieces.py", "model/vgg16.py"),
+    *("model/classifier.py", "model/convolution.py", "model/pieces.py", "model/vgg16.py"),
 )
 _CODE_OF_VIEWS = ("contract.py", "augment/*.py", "data/examples.py")
 _PACKAGES = ("vgg-jax", "pillow", "numpy", "jax", "jaxlib", "flax")
@@ -44,7 +44,7 @@ _JAX_OPTIONS = (
     *("jax_default_matmul_precision", "jax_default_prng_impl", "jax_enable_x64"),
     *("jax_threefry_partitionable", "jax_random_seed_offset"),
 )
-# From so many rows on, XLA's convolutions on a CPU give a row the same bits in every batch.
+# From so many rows on, a row has the same bits in every batch on a CPU; see `map_in_pieces`.
 _ROWS_ALIKE = 4
 _CPUINFO = Path("/proc/cpuinfo")
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[(.*?)\])?")

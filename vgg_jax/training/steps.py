@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vgg_jax.config import FeaturesDtype, LossName, ResolvedConfig
 from vgg_jax.model.classifier import Functional, Parameters
-from vgg_jax.model.convolution import convolve_3x3
+from vgg_jax.model.convolution import LEAST_FILTERS_FORWARD, convolve_3x3
 from vgg_jax.model.pieces import map_in_pieces
 from vgg_jax.training.losses import example_losses, probabilities
 from vgg_jax.training.position import Sums
@@ -141,7 +141,7 @@ class Steps:
         features_dtype: To which features are rounded.
         num_classes: Needed only where `augment` mixes.
         on_one_cpu: Whether to work as suits a CPU: the prefix takes few images at a time, see
-            `vgg_jax.model.pieces`, and convolutions of the suffix fewer multiplications, see
+            `vgg_jax.model.pieces`, and convolutions fewer multiplications, see
             `vgg_jax.model.convolution`.
     """
 
@@ -249,9 +249,12 @@ class Steps:
         return self.augment.apply(example_keys(self.seed, view, content), images)
 
     def _prefix(self, frozen: Parameters, images: jax.Array) -> jax.Array:
-        prefix = self.functional.bind(frozen).prefix
-        features = map_in_pieces(prefix, images) if self.on_one_cpu else prefix(images)
-        return features.astype(self.features_dtype)
+        classifier = self.functional.bind(frozen)
+        if not self.on_one_cpu:
+            return classifier.prefix(images).astype(self.features_dtype)
+        convolve = partial(convolve_3x3, least_filters=LEAST_FILTERS_FORWARD)
+        classifier.backbone.set_attributes(conv_general_dilated=convolve)
+        return map_in_pieces(classifier.prefix, images).astype(self.features_dtype)
 
     def _suffix(
         self, trained: Parameters, features: jax.Array, key: jax.Array | None = None

@@ -13,7 +13,6 @@ from vgg_jax.config import TrainConfig
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.errors import TrainingError
-from vgg_jax.model.pieces import PIECE
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress, format_bytes
 from vgg_jax.training.memory import available_bytes, naming_a_smaller_batch
@@ -148,8 +147,6 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     if jax.default_backend() == "cpu":
         room = int((room - _PROCESS_BYTES) / _HELD)
     largest = min(largest_batch(needed, room), data.counts["train"])
-    if session.steps.on_one_cpu and largest > PIECE:
-        largest -= largest % PIECE  # or the last piece is a larger one
     if programs.memory_bytes <= room:
         largest = max(largest, batch_size)
     memory_bytes = programs.memory_bytes + features.memory_bytes
