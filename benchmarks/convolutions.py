@@ -1,4 +1,4 @@
-"""Steps with plain convolutions, and with Winograd's, which trainings on a CPU take.
+"""Plain convolutions, and Winograd's, which trainings on a CPU take: steps, and frozen layers.
 
 Run by bench.py, a case in a process of its own; the arguments say which.
 """
@@ -6,10 +6,12 @@ Run by bench.py, a case in a process of its own; the arguments say which.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from chunks import Part, Trial, timed
 from convert import measure
 
 HERE = Path(__file__).parent
-RUN = f"import sys; sys.path.insert(0, {str(HERE)!r}); import convolutions; convolutions.main()"
+RUN = f"import sys; sys.path.insert(0, {str(HERE)!r}); import convolutions; convolutions."
+IMAGE_SIZE, BATCH_SIZE, REPEATS = 224, 20, 9  # of the frozen layers
 # Where the training begins, batch size, image size.
 CASES = (
     ("conv5_1", 20, 224),
@@ -30,9 +33,12 @@ CASES = (
 
 
 def convolutions(weights: str) -> Iterator[dict[str, Any]]:
-    """Yield milliseconds of a step of training and of evaluation, in both ways, in each case."""
+    """Yield milliseconds of frozen layers and of steps, in both ways, in each case."""
+    measured = measure(RUN + "frozen()", weights)
+    for case in json.loads(measured.output.splitlines()[-1]):
+        yield {**case, "others_cores": measured.others_cores}
     for boundary, batch_size, image_size in CASES:
-        measured = measure(RUN, weights, boundary, str(batch_size), str(image_size))
+        measured = measure(RUN + "steps()", weights, boundary, str(batch_size), str(image_size))
         figures = json.loads(measured.output.splitlines()[-1])
         who = f"dense256 from {boundary}, batch {batch_size}, {image_size} x {image_size}"
         yield {"who": who, **figures, "others_cores": measured.others_cores}
@@ -42,13 +48,81 @@ def described(case: Mapping[str, Any]) -> str:
     """Return the figures of a case in words."""
     texts = [
         f"{what} {case[what]['plain']} -> {case[what]['winograd']}{unit}"
-        for what, unit in (("train", " ms"), ("evaluate", " ms"), ("memory", " MB"))
+        for what, unit in (("forward", " ms an image"), ("train", " ms"), ("evaluate", " ms"))
+        if what in case
     ]
+    memory = case["memory"]
+    texts.append(f"memory {memory['plain']} -> {memory['winograd']} MB")
     compiling = case["compile_seconds"]
     return f"{', '.join(texts)}, compiling {compiling['plain']} -> {compiling['winograd']} s"
 
 
-def main() -> None:
+def frozen() -> None:
+    """Measure layers alone, and all before conv5_1, in pieces of four; print them as JSON."""
+    import numpy as np
+
+    from vgg_jax.heap import keep_freed_memory
+    from vgg_jax.layers import LAYERS
+    from vgg_jax.model.convolution import LEAST_CHANNELS, LEAST_CHANNELS_FORWARD
+    from vgg_jax.workflows.backbone import open_backbone
+
+    keep_freed_memory()  # as the commands do
+    (weights,) = sys.argv[1:]
+    backbone = open_backbone(weights).backbone
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    pixels = backbone.normalise(images)
+    cases = [forward(backbone, pixels, "conv1_1", "conv5_1", LEAST_CHANNELS_FORWARD)]
+    given, following = pixels, dict(itertools.pairwise(LAYERS))
+    for name, output in backbone.walk(pixels, stop="conv5_1"):
+        if name.startswith("conv") and name != "conv1_1":  # which has too few channels
+            cases.append(forward(backbone, given, name, following[name], LEAST_CHANNELS))
+        given = output
+    print(json.dumps(cases))
+
+
+def forward(backbone: Any, images: Any, start: str, stop: str, least: int) -> dict[str, Any]:
+    """Measure some layers, plain and with Winograd's convolutions from `least` channels on."""
+    import jax
+    from flax import nnx
+
+    from vgg_jax.model.convolution import convolve_3x3
+    from vgg_jax.model.pieces import map_in_pieces
+
+    graph, parameters = nnx.split(backbone)
+    ways, memory, seconds = {}, {}, {}
+    for name, convolve in (
+        ("plain", jax.lax.conv_general_dilated),
+        ("winograd", partial(convolve_3x3, least_channels=least)),
+    ):
+
+        @jax.jit
+        def run(parameters: Any, images: Any, convolve: Any = convolve) -> Any:
+            network = nnx.merge(graph, parameters)
+            network.set_attributes(conv_general_dilated=convolve)
+            few = partial(network.run, start=start, stop=stop)
+            return map_in_pieces(few, images)
+
+        begun = time.perf_counter()
+        program = run.lower(parameters, images).compile()
+        seconds[name] = round(time.perf_counter() - begun, 1)
+        analysis: Any = program.memory_analysis()
+        memory[name] = round(analysis.temp_size_in_bytes / 1e6)
+
+        def call(parameters: Any, images: Any, *_: Any, program: Any = program) -> Any:
+            return parameters, images, program(parameters, images)
+
+        ways[name] = call, (parameters, images)
+    ms = timed(ways, REPEATS)
+    return {
+        "who": f"forward, {start} to {stop}, the latter left out",
+        "forward": {name: round(value / BATCH_SIZE, 1) for name, value in ms.items()},
+        "memory": memory,
+        "compile_seconds": seconds,
+    }
+
+
+def steps() -> None:
     """Measure the case that the arguments name, and print it as JSON."""
     from vgg_jax.heap import keep_freed_memory
 

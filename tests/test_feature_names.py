@@ -77,6 +77,9 @@ def test_features_go_by_all_that_they_depend_on_and_by_nothing_else(options, tmp
                 lambda name, package=package: "another" if name == package else version(name),
             )
             assert there(given, tmp_path / package) == 0, package
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "on_one_cpu", lambda: False)
+        assert there(given, tmp_path / "several") == 0
     jax.config.update("jax_random_seed_offset", 1)
     try:
         assert there(given, tmp_path / "offset") == 0

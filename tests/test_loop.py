@@ -1,15 +1,20 @@
-"""The loop's evaluation; training end to end is in test_train.py."""
+"""The loop: in which order it works, and its evaluation; trainings are in test_train.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vgg_jax.data.pipeline import Batch
+from vgg_jax.training import epoch
+from vgg_jax.training.features import Features
+from vgg_jax.training.steps import Steps, Totals
 from vgg_jax.training.validation import evaluate_batches
+from vgg_jax.workflows.train import train
 
 
 def batch(labels: list[int], valid: list[bool]) -> Batch:
@@ -52,3 +57,33 @@ def test_readers_are_closed_when_the_evaluation_fails():
     with pytest.raises(ZeroDivisionError):
         evaluate_batches(fail, batches())
     assert closed == [True]
+
+
+def test_batches_are_made_ready_beside_the_steps_and_metrics_fetched_after_them(
+    options, tmp_path, monkeypatch, own_cache
+):
+    events, results = [], [None]
+
+    def recorded(name, function):
+        def call(*args):
+            events.append(name)
+            result = function(*args)
+            if name == "step":
+                results.append(result[1])
+            return result
+
+        return call
+
+    def wait(values):
+        events.append("wait" if values is results[-1] or not results[-1] else "wait in vain")
+        return values
+
+    monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 1e9)
+    monkeypatch.setattr(Features, "_inputs", recorded("batch", Features._inputs))
+    monkeypatch.setattr(Steps, "train", recorded("step", Steps.train))
+    monkeypatch.setattr(Totals, "fetch", recorded("metrics", Totals.fetch))
+    monkeypatch.setattr(jax, "block_until_ready", wait)
+    train(**{**options, "epochs": 1}, features="off", run=str(tmp_path / "run"))
+    # What is waited for is the step before; 21 pictures are three batches, 9 of validation two.
+    steps = ["batch", "wait", "step"] * 3
+    assert events == [*steps, "metrics", "metrics", "batch", "batch"]

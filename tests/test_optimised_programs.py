@@ -26,8 +26,8 @@ from vgg_jax import train
 def run(name, size, **others):
     train(**{given!r}, **others, batch_size=size, run={str(tmp_path)!r} + "/" + name)
 run("off", 11, features="off")
-run("other", 8, features="disk")
-run("disk", 11, features="disk")  # finds what batches of another size, other pieces too, have kept
+run("other", 4, features="disk")
+run("disk", 11, features="disk")  # finds what batches of another size, of one piece, have kept
 run("memory", 11, features="memory")
 run("fresh", 11, augment=("keras",))
 run("views", 11, augment=("keras",), views=2)  # as many as epochs

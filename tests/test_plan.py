@@ -174,7 +174,7 @@ def test_the_largest_batch_lies_on_the_line(needed, room, largest):
         (5, 1, True, (8, 16)),
         (8, 1, True, (8, 16)),
         (20, 1, True, (20, 28)),
-        (33, 1, True, (8, 16)),
+        (33, 1, True, (33, 41)),
     ],
 )
 def test_the_line_goes_through_batches_of_pieces_that_are_alike(rows, devices, in_pieces, line):

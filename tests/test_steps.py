@@ -125,6 +125,14 @@ def test_frozen_parameters_stay_and_trained_ones_move(boundary):
     assert int(totals.examples) == 12
 
 
+def test_a_step_takes_over_the_memory_of_what_it_changes():
+    steps, state, frozen = prepare()
+    inputs, totals = inputs_of(steps, frozen, make_batch()), Totals.start()
+    steps.train(state, totals, inputs)
+    assert all(value.is_deleted() for value in jax.tree.leaves((state, totals)))
+    assert not any(value.is_deleted() for value in inputs)
+
+
 def test_the_optimizer_holds_no_state_for_frozen_parameters():
     _, state, frozen = prepare("conv5_1")
     paths = {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state.optimizer)}
@@ -156,7 +164,7 @@ def counted(lowered) -> float:
 def test_the_prefix_in_pieces_gives_the_same_bits_and_takes_less_memory():
     steps, _, frozen = prepare(image_size=SAME_BITS_SIZE)
     few = dataclasses.replace(steps, on_one_cpu=True)
-    for rows in (4, 7, 8, 9, 20, 23):
+    for rows in (2, 4, 7, 8, 9, 20, 23):
         images = make_batch(rows=rows, image_size=SAME_BITS_SIZE)["images"]
         np.testing.assert_array_equal(few.features(frozen, images), steps.features(frozen, images))
 
@@ -165,8 +173,8 @@ def test_the_prefix_in_pieces_gives_the_same_bits_and_takes_less_memory():
         analysis = steps.features.lower(steps, frozen, images).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 
-    for rows in (20, 23):
-        assert memory(few, rows) < 0.35 * memory(steps, rows)
+    for rows, share in ((20, 0.3), (23, 0.35)):
+        assert memory(few, rows) < share * memory(steps, rows)
 
 
 def test_frozen_layers_of_full_width_take_fewer_multiplications_and_give_the_same_bits():
@@ -176,7 +184,7 @@ def test_frozen_layers_of_full_width_take_fewer_multiplications_and_give_the_sam
     found, plain = (np.asarray(each.features(frozen, images)) for each in (fast, steps))
     assert not np.array_equal(found, plain)
     assert np.abs(found - plain).max() <= 1e-5 * np.abs(plain).max()
-    for rows in (4, 6):
+    for rows in (2, 4, 6):
         np.testing.assert_array_equal(fast.features(frozen, images[-rows:]), found[-rows:])
 
     def operations(steps):
@@ -206,7 +214,7 @@ def test_a_step_on_one_cpu_does_what_others_do(boundary):
         np.testing.assert_allclose(other[path], value, rtol=1e-6, atol=1e-5 * moved, err_msg=path)
 
 
-@pytest.mark.parametrize("rows", [8, 10])
+@pytest.mark.parametrize("rows", [4, 8, 10])
 def test_augmented_and_mixed_pictures_in_pieces_give_the_same_bits(rows):
     chain = Chain((HorizontalFlip(), Swap()))
     steps, _, frozen = prepare(image_size=SAME_BITS_SIZE, augment=chain)

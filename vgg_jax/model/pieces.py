@@ -1,4 +1,4 @@
-"""A network applied to few images at a time: the memory of few, on a CPU in no more time."""
+"""A network applied to four images at a time: the memory of four, the same bits in each batch."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-PIECE = 4  # images; convolutions of fewer, and some of more, add up in another order
+PIECE = 4  # images; convolutions of fewer, and of some other numbers, add up in another order
 
 
 def map_in_pieces(apply: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
     """Return `apply(images)`, computed four images at a time, one piece after another.
 
-    It takes the memory of four images, and on a CPU no more time; the gradient would take far more.
-    As all pieces are of one size, an image comes out with the same bits in every batch of four or
-    more; fewer are one piece.
+    It takes the memory of four images, and on a CPU no more time if they are a multiple of four;
+    the gradient would take far more. As all pieces are of one size, it gives an image the same bits
+    in every batch, if `apply` does so in every place of a piece. One image alone is no piece.
 
     Args:
         apply: Maps images `[b, H, W, 3]`, each by itself, to `[b, …]`.
         images: `[B, H, W, 3]`. If B is no multiple of four, black ones complete the last piece.
     """
     count = len(images)
-    if count <= PIECE:
+    if count == 1:
         return apply(images)
     missing = -count % PIECE
     images = jnp.pad(images, ((0, missing), *[(0, 0)] * (images.ndim - 1)))

@@ -44,7 +44,7 @@ _JAX_OPTIONS = (
     *("jax_default_matmul_precision", "jax_default_prng_impl", "jax_enable_x64"),
     *("jax_threefry_partitionable", "jax_random_seed_offset"),
 )
-# From so many rows on, a row has the same bits in every batch on a CPU; see `map_in_pieces`.
+# From so many rows on, XLA's convolutions on a CPU give a row the same bits in every batch.
 _ROWS_ALIKE = 4
 _CPUINFO = Path("/proc/cpuinfo")
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[(.*?)\])?")
@@ -83,6 +83,7 @@ def settings_of(
         "options": {name: str(jax.config.values[name]) for name in _JAX_OPTIONS},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "device": _device(),
+        "on_one_cpu": steps.on_one_cpu,
         "processors": processors_of_xla(),
         "rows": min(rows, _ROWS_ALIKE),
     }

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vgg_jax.config import FeaturesDtype, LossName, ResolvedConfig
 from vgg_jax.model.classifier import Functional, Parameters
-from vgg_jax.model.convolution import LEAST_FILTERS_FORWARD, convolve_3x3
+from vgg_jax.model.convolution import LEAST_CHANNELS_FORWARD, convolve_3x3
 from vgg_jax.model.pieces import map_in_pieces
 from vgg_jax.training.losses import example_losses, probabilities
 from vgg_jax.training.position import Sums
@@ -250,11 +250,15 @@ class Steps:
 
     def _prefix(self, frozen: Parameters, images: jax.Array) -> jax.Array:
         classifier = self.functional.bind(frozen)
-        if not self.on_one_cpu:
+
+        def prefix(images: jax.Array) -> jax.Array:
             return classifier.prefix(images).astype(self.features_dtype)
-        convolve = partial(convolve_3x3, least_filters=LEAST_FILTERS_FORWARD)
+
+        if not self.on_one_cpu:
+            return prefix(images)
+        convolve = partial(convolve_3x3, least_channels=LEAST_CHANNELS_FORWARD)
         classifier.backbone.set_attributes(conv_general_dilated=convolve)
-        return map_in_pieces(classifier.prefix, images).astype(self.features_dtype)
+        return map_in_pieces(prefix, images)
 
     def _suffix(
         self, trained: Parameters, features: jax.Array, key: jax.Array | None = None

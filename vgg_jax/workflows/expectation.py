@@ -178,10 +178,10 @@ def _between(least: float, most: float, share: float) -> float:
 def rows_of_line(rows: int, devices: int, *, in_pieces: bool) -> tuple[int, int]:
     """Return the rows of two batches, one of them `rows` if possible, to tell what each row adds.
 
-    Where the prefix goes in pieces, those of both are alike.
+    Where the prefix goes in pieces, both have at least two, and the same rest.
     """
     if in_pieces:
-        first = rows if rows >= 2 * PIECE and rows % PIECE == 0 else 2 * PIECE
+        first = max(rows, 2 * PIECE)
         return first, first + 2 * PIECE
     if rows <= devices:
         return rows, 2 * rows

@@ -83,7 +83,7 @@ def compile_programs(session: Session, rows: int) -> Programs:
 def counted(programs: Programs, session: Session, rows: int) -> Programs:
     """Return the programs with the multiply-adds of the network, as if it were plainly convolved.
 
-    What a prefix in pieces moves is counted in one that takes whole batches.
+    What the prefix moves is counted in one that is plainly convolved, too, and takes whole batches.
     """
     if not session.steps.on_one_cpu:
         return programs

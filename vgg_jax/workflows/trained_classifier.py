@@ -11,7 +11,7 @@ import numpy as np
 from vgg_jax.config import Interpolation, LossName
 from vgg_jax.errors import DataError
 from vgg_jax.model.classifier import Classifier, Functional, Parameters
-from vgg_jax.model.pieces import map_in_pieces, on_one_cpu
+from vgg_jax.model.pieces import PIECE, map_in_pieces, on_one_cpu
 from vgg_jax.training.losses import probabilities
 
 
@@ -50,7 +50,7 @@ class TrainedClassifier:
 
     def _apply(self, parameters: Parameters, images: jax.Array) -> jax.Array:
         classifier = self._functional.bind(parameters)
-        if not on_one_cpu():
+        if not on_one_cpu() or len(images) < 2 * PIECE:
             return classifier(images)
         backbone = classifier.backbone
         features = map_in_pieces(lambda few: backbone(backbone.normalise(few)), images)
