@@ -96,7 +96,7 @@ def chunks_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
 
 
 def convolutions_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
-    """Compare steps with plain convolutions with those that trainings on a CPU take."""
+    """Compare plain convolutions with those that trainings on a CPU take: frozen layers, steps."""
     del folder
     for case in convolutions(args.weights or "random:0"):
         yield Case("convolutions", [(case["who"], both_ways(case))], **case)

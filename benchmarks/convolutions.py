@@ -1,6 +1,6 @@
 """Plain convolutions, and Winograd's, which trainings on a CPU take: steps, and frozen layers.
 
-Run by bench.py, a case in a process of its own; the arguments say which.
+Run by bench.py: all frozen layers in one process, each training in one of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from chunks import Part, Trial, timed
 from convert import measure
 
 HERE = Path(__file__).parent
-RUN = f"import sys; sys.path.insert(0, {str(HERE)!r}); import convolutions; convolutions."
+RUN = f"import sys; sys.path.insert(0, {str(HERE)!r}); import convolutions; convolutions.%s()"
 IMAGE_SIZE, BATCH_SIZE, REPEATS = 224, 20, 9  # of the frozen layers
 # Where the training begins, batch size, image size.
 CASES = (
@@ -34,11 +34,13 @@ CASES = (
 
 def convolutions(weights: str) -> Iterator[dict[str, Any]]:
     """Yield milliseconds of frozen layers and of steps, in both ways, in each case."""
-    measured = measure(RUN + "frozen()", weights)
+    measured = measure(RUN % "measure_frozen", weights)
     for case in json.loads(measured.output.splitlines()[-1]):
         yield {**case, "others_cores": measured.others_cores}
     for boundary, batch_size, image_size in CASES:
-        measured = measure(RUN + "steps()", weights, boundary, str(batch_size), str(image_size))
+        measured = measure(
+            RUN % "measure_steps", weights, boundary, str(batch_size), str(image_size)
+        )
         figures = json.loads(measured.output.splitlines()[-1])
         who = f"dense256 from {boundary}, batch {batch_size}, {image_size} x {image_size}"
         yield {"who": who, **figures, "others_cores": measured.others_cores}
@@ -57,13 +59,13 @@ def described(case: Mapping[str, Any]) -> str:
     return f"{', '.join(texts)}, compiling {compiling['plain']} -> {compiling['winograd']} s"
 
 
-def frozen() -> None:
+def measure_frozen() -> None:
     """Measure layers alone, and all before conv5_1, in pieces of four; print them as JSON."""
     import numpy as np
 
     from vgg_jax.heap import keep_freed_memory
     from vgg_jax.layers import LAYERS
-    from vgg_jax.model.convolution import LEAST_CHANNELS, LEAST_CHANNELS_FORWARD
+    from vgg_jax.model.convolution import LEAST_TOGETHER_FORWARD
     from vgg_jax.workflows.backbone import open_backbone
 
     keep_freed_memory()  # as the commands do
@@ -72,17 +74,20 @@ def frozen() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     pixels = backbone.normalise(images)
-    cases = [forward(backbone, pixels, "conv1_1", "conv5_1", LEAST_CHANNELS_FORWARD)]
+    least = LEAST_TOGETHER_FORWARD
+    cases = [forward(backbone, pixels, "conv1_1", "conv5_1", "all before conv5_1", least)]
     given, following = pixels, dict(itertools.pairwise(LAYERS))
     for name, output in backbone.walk(pixels, stop="conv5_1"):
         if name.startswith("conv") and name != "conv1_1":  # which has too few channels
-            cases.append(forward(backbone, given, name, following[name], LEAST_CHANNELS))
+            cases.append(forward(backbone, given, name, following[name], name))
         given = output
     print(json.dumps(cases))
 
 
-def forward(backbone: Any, images: Any, start: str, stop: str, least: int) -> dict[str, Any]:
-    """Measure some layers, plain and with Winograd's convolutions from `least` channels on."""
+def forward(
+    backbone: Any, images: Any, start: str, stop: str, who: str, least: int = 0
+) -> dict[str, Any]:
+    """Measure layers, plain and Winograd's from `least` channels and filters together on."""
     import jax
     from flax import nnx
 
@@ -93,7 +98,7 @@ def forward(backbone: Any, images: Any, start: str, stop: str, least: int) -> di
     ways, memory, seconds = {}, {}, {}
     for name, convolve in (
         ("plain", jax.lax.conv_general_dilated),
-        ("winograd", partial(convolve_3x3, least_channels=least)),
+        ("winograd", partial(convolve_3x3, least_together=least)),
     ):
 
         @jax.jit
@@ -115,14 +120,14 @@ def forward(backbone: Any, images: Any, start: str, stop: str, least: int) -> di
         ways[name] = call, (parameters, images)
     ms = timed(ways, REPEATS)
     return {
-        "who": f"forward, {start} to {stop}, the latter left out",
+        "who": f"forward, {who}",
         "forward": {name: round(value / BATCH_SIZE, 1) for name, value in ms.items()},
         "memory": memory,
         "compile_seconds": seconds,
     }
 
 
-def steps() -> None:
+def measure_steps() -> None:
     """Measure the case that the arguments name, and print it as JSON."""
     from vgg_jax.heap import keep_freed_memory
 

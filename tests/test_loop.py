@@ -59,31 +59,36 @@ def test_readers_are_closed_when_the_evaluation_fails():
     assert closed == [True]
 
 
-def test_batches_are_made_ready_beside_the_steps_and_metrics_fetched_after_them(
-    options, tmp_path, monkeypatch, own_cache
+def test_a_batch_is_made_ready_before_the_step_in_flight_is_waited_for(
+    options, tmp_path, monkeypatch
 ):
-    events, results = [], [None]
+    events, in_flight = [], []  # the latter: the totals of the latest step
+    take_step = Steps.train
 
     def recorded(name, function):
         def call(*args):
             events.append(name)
-            result = function(*args)
-            if name == "step":
-                results.append(result[1])
-            return result
+            return function(*args)
 
         return call
 
+    def step(*args):
+        events.append("step")
+        state, totals = take_step(*args)
+        in_flight[:] = [totals]
+        return state, totals
+
     def wait(values):
-        events.append("wait" if values is results[-1] or not results[-1] else "wait in vain")
+        latest = not in_flight or values is in_flight[0]  # nothing is in flight at first
+        events.append("wait" if latest else "wait for another")
         return values
 
-    monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 1e9)
+    monkeypatch.setattr(epoch, "_SECONDS_BETWEEN_REPORTS", 1e9)  # none within the epoch
     monkeypatch.setattr(Features, "_inputs", recorded("batch", Features._inputs))
-    monkeypatch.setattr(Steps, "train", recorded("step", Steps.train))
+    monkeypatch.setattr(Steps, "train", step)
     monkeypatch.setattr(Totals, "fetch", recorded("metrics", Totals.fetch))
     monkeypatch.setattr(jax, "block_until_ready", wait)
     train(**{**options, "epochs": 1}, features="off", run=str(tmp_path / "run"))
-    # What is waited for is the step before; 21 pictures are three batches, 9 of validation two.
-    steps = ["batch", "wait", "step"] * 3
+    steps = ["batch", "wait", "step"] * 3  # of 21 pictures
+    # Metrics: the last report, and the epoch's sums. Then two batches of validation.
     assert events == [*steps, "metrics", "metrics", "batch", "batch"]

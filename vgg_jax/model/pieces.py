@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-PIECE = 4  # images; convolutions of fewer, and of some other numbers, add up in another order
+PIECE = 4  # images; convolutions of fewer, and Winograd's of six or seven, add up in another order
 
 
 def map_in_pieces(apply: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vgg_jax.config import FeaturesDtype, LossName, ResolvedConfig
 from vgg_jax.model.classifier import Functional, Parameters
-from vgg_jax.model.convolution import LEAST_CHANNELS_FORWARD, convolve_3x3
+from vgg_jax.model.convolution import LEAST_TOGETHER_FORWARD, convolve_3x3
 from vgg_jax.model.pieces import map_in_pieces
 from vgg_jax.training.losses import example_losses, probabilities
 from vgg_jax.training.position import Sums
@@ -256,7 +256,7 @@ class Steps:
 
         if not self.on_one_cpu:
             return prefix(images)
-        convolve = partial(convolve_3x3, least_channels=LEAST_CHANNELS_FORWARD)
+        convolve = partial(convolve_3x3, least_together=LEAST_TOGETHER_FORWARD)
         classifier.backbone.set_attributes(conv_general_dilated=convolve)
         return map_in_pieces(prefix, images)
 

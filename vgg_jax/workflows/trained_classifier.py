@@ -50,6 +50,7 @@ class TrainedClassifier:
 
     def _apply(self, parameters: Parameters, images: jax.Array) -> jax.Array:
         classifier = self._functional.bind(parameters)
+        # Fewer than two pieces go at once: completed with black ones they would take longer.
         if not on_one_cpu() or len(images) < 2 * PIECE:
             return classifier(images)
         backbone = classifier.backbone
