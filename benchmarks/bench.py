@@ -22,6 +22,8 @@ from typing import Any
 from augment import CHAINS, augmentations
 from checkpoints import saving
 from chunks import chunks, described
+from compression import compressing
+from compression import described as smaller
 from convert import ENVIRONMENT, Measured, conversions, keeping_programs, measure
 from convolutions import convolutions
 from convolutions import described as both_ways
@@ -198,6 +200,15 @@ def store_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         yield Case("store", rows, **case)
 
 
+def compression_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """Measure what compressing kept features would save, and what it would cost."""
+    del folder
+    if not args.data.is_dir():
+        return say(f"compression: no {args.data}; name the photographs by --data.")
+    for case in compressing(args.weights or "random:0", args.data):
+        yield Case("compression", [(f"features, {case['who']}", smaller(case))], **case)
+
+
 CASES = {
     "augment": augment_case,
     "help": help_case,
@@ -208,6 +219,7 @@ CASES = {
     "plan": plan_case,
     "checkpoints": checkpoints_case,
     "store": store_case,
+    "compression": compression_case,
     "chunks": chunks_case,
     "convolutions": convolutions_case,
 }

@@ -150,9 +150,10 @@ def expected_epochs(
     validation_decoded = decoding(len(validation), validation_computed)
     validation_kept = evaluations * timing.evaluate
 
-    first = train_decoded + validation_decoded
+    around = timing.around
+    first = train_decoded + validation_decoded + around
     stay = features.pictures_stay
-    later = train_computed if "train" in stay else train_decoded
+    later = around + (train_computed if "train" in stay else train_decoded)
     later += validation_computed if "validation" in stay else validation_decoded
     computed = [first] + [later] * (config.epochs - 1)
     if not features.can_be_kept:
@@ -165,7 +166,8 @@ def expected_epochs(
         if epoch == 0:
             missing_validation = 1 - features.stored_validation / len(validation)
         kept.append(
-            _between(train_kept, train_decoded, missing)
+            around
+            + _between(train_kept, train_decoded, missing)
             + _between(validation_kept, validation_decoded, missing_validation)
         )
     return Epochs(computed, kept)

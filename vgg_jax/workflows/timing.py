@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -16,11 +17,13 @@ from vgg_jax.training.kept_rows import InMemory, KeptRows
 from vgg_jax.training.rows import DeviceRows
 from vgg_jax.training.steps import Inputs, Totals, replicate
 from vgg_jax.workflows.feed import Source, batch_size_of, mixed_batches
+from vgg_jax.workflows.rehearsal import KeptBatches, forever, rehearse, standing_still
 from vgg_jax.workflows.session import Session
 
 _BATCHES = 4  # decoded
 _KEPT = 2  # of them, those whose features are used again and again
 _LEAST, _MOST, _SECONDS = 2, 500, 3.0  # how many of a kind are measured, how long about
+_SHORT = 1.0  # seconds of an epoch's batches, of which what is around them is a part that counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Timing:
         train: Of one step, from features that are kept.
         validation_prefix: As `prefix`, of one batch of validation.
         evaluate: Of one batch of validation, from features that are kept.
+        around: Of an epoch, what is not in its batches: metrics, and how much slower they are while
+            the epoch before is saved. Measured where it counts, else 0.
     """
 
     decode: float
@@ -40,6 +45,7 @@ class Timing:
     train: float
     validation_prefix: float
     evaluate: float
+    around: float
 
 
 def measure(session: Session, data: DataSet) -> Timing:
@@ -49,8 +55,7 @@ def measure(session: Session, data: DataSet) -> Timing:
         session: Of the training. It is of no use afterwards: the steps have taken its state.
         data: Of the training.
     """
-    steps, mesh = session.steps, session.mesh
-    source = session.source
+    steps, source = session.steps, session.source
     train, batches, decode = _decoded(source, data, "train")
     prefix, kept = _time_prefix(source, train, batches, session.chain.mixes)
 
@@ -59,18 +64,27 @@ def measure(session: Session, data: DataSet) -> Timing:
         validation, batches, _ = _decoded(source, data, "validation")
         validation_prefix, validation_kept = _time_prefix(source, validation, batches, False)
 
+    state = standing_still(session.state, session.mesh)
+
     def evaluations() -> Iterator[object]:
-        for inputs in _forever(validation_kept):
-            yield steps.evaluate(session.state.trained, inputs)
+        for inputs in forever(validation_kept.batches):
+            yield steps.evaluate(state.trained, inputs)
 
     def train_steps() -> Iterator[object]:
-        state, totals = session.state, replicate(mesh, Totals.start())
-        for inputs in _forever(kept):
+        nonlocal state
+        totals = replicate(session.mesh, Totals.start())
+        for inputs in forever(kept.batches):
             state, totals = steps.train(state, totals, inputs)
             yield totals
 
-    evaluate = _time(evaluations())  # before the training takes the state
-    return Timing(decode, prefix, _time(train_steps()), validation_prefix, evaluate)
+    evaluate, step = _time(evaluations()), _time(train_steps())
+    batch_size = train.batch_size
+    counts = [math.ceil(len(data.splits[split]) / batch_size) for split in ("train", "validation")]
+    batches_alone = counts[0] * step + counts[1] * evaluate
+    around = 0.0
+    if batches_alone < _SHORT:
+        around = rehearse(session, state, kept, validation_kept, *counts) - batches_alone
+    return Timing(decode, prefix, step, validation_prefix, evaluate, around)
 
 
 def _decoded(source: Source, data: DataSet, split: Split) -> tuple[Features, list[Batch], float]:
@@ -90,10 +104,11 @@ def _time_prefix(
     features: Features,
     batches: list[Batch],
     mixes: bool,
-) -> tuple[float, Callable[[], Iterable[Inputs]]]:
-    """Return the seconds of a batch, and what gives the first batches again, as kept features."""
+) -> tuple[float, KeptBatches]:
+    """Return the seconds of a batch, and the first batches with features that are kept."""
     order = np.arange(len(features.labels))
     pieces = pieces_of(order, features.batch_size)[:_KEPT]
+    labels = [features.labels[piece] for piece in pieces]
     decoded = dataclasses.replace(features, read=lambda order, view: iter(batches))
     found: list[Inputs] = []
 
@@ -101,19 +116,19 @@ def _time_prefix(
         return mixed_batches(source, decoded, order, 1, 0) if mixes else decoded.batches(order, 1)
 
     def prefixes() -> Iterator[object]:
-        for inputs in _forever(compute):
+        for inputs in forever(compute):
             found[:] = [*found, inputs][: len(pieces)]
             yield inputs
 
     seconds = _time(prefixes())
     if mixes:  # which kept features do not go with
-        return seconds, lambda: found
+        return seconds, KeptBatches(lambda: found, labels)
     shape, dtype = found[0].features.shape[1:], np.dtype(found[0].features.dtype)
     rows = InMemory(DeviceRows(source.mesh, len(order), shape, dtype), lambda pooled: pooled)
     for piece, inputs in zip(pieces, found, strict=True):
         rows.put(piece, inputs.features)
     kept = dataclasses.replace(features, keep=_Kept(rows))
-    return seconds, lambda: kept.batches(np.concatenate(pieces), 1)
+    return seconds, KeptBatches(lambda: kept.batches(np.concatenate(pieces), 1), labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +142,6 @@ class _Kept:
 
     def passed(self, features: Features, view: int) -> None:
         pass
-
-
-def _forever(batches: Callable[[], Iterable[Inputs]]) -> Iterator[Inputs]:
-    while True:
-        yield from batches()
 
 
 def _time(steps: Iterator[object]) -> float:

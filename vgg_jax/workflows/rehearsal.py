@@ -1,0 +1,92 @@
+"""Epochs on a few batches, over and over, to see what an epoch takes beyond its batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgg_jax.progress import Progress
+from vgg_jax.training.epoch import Feed, Limits
+from vgg_jax.training.loop import fit
+from vgg_jax.training.run_folder import RunFolder
+from vgg_jax.training.steps import Inputs, TrainState, replicate
+from vgg_jax.workflows.session import Session
+
+_EPOCHS = 8  # the first warms up
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptBatches:
+    """A few batches with features that are kept.
+
+    Attributes:
+        batches: Gives them once.
+        labels: Of each, int32 `[b]`, without padding.
+    """
+
+    batches: Callable[[], Iterable[Inputs]]
+    labels: list[np.ndarray]
+
+
+def standing_still(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+    """Return a state whose steps change no parameter, however often they are taken."""
+    zeros = jax.tree.map(jnp.zeros_like, state.hyperparameters)
+    return state._replace(hyperparameters=replicate(mesh, zeros))
+
+
+def rehearse(
+    session: Session,
+    state: TrainState,
+    train: KeptBatches,
+    validation: KeptBatches,
+    steps: int,
+    evaluations: int,
+) -> float:
+    """Return the median seconds of epochs that are trained and saved as a training does it.
+
+    Args:
+        session: Of the training.
+        state: Where the first step starts; it is taken over.
+        train: Of training.
+        validation: Of validation.
+        steps: Batches of training in an epoch.
+        evaluations: Batches of validation in an epoch.
+
+    Raises:
+        RunError: If what is saved, and removed at the end, cannot be written.
+    """
+    labels = itertools.islice(itertools.cycle(validation.labels), evaluations)
+    batch_size = len(train.labels[0])
+    feed = Feed(
+        train=lambda epoch, start, step: itertools.islice(forever(train.batches), steps),
+        validation=lambda: itertools.islice(forever(validation.batches), evaluations),
+        labels=np.concatenate([*labels]),
+        examples=steps * batch_size,
+        batch_size=batch_size,
+    )
+    progress = Progress()
+    with tempfile.TemporaryDirectory(prefix="vgg-jax-plan-") as folder:
+        run = RunFolder(Path(folder))
+        with run.locked(progress.note):
+            fit(
+                *(session.steps, state, {}, feed, run),
+                mesh=session.mesh,
+                limits=Limits(epochs=_EPOCHS),
+                learning_rate=0.0,
+                progress=progress,
+            )
+        return statistics.median(epoch.seconds for epoch in run.read_metrics()[1:])
+
+
+def forever(batches: Callable[[], Iterable[Inputs]]) -> Iterator[Inputs]:
+    """Yield batches again and again."""
+    while True:
+        yield from batches()
