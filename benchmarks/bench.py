@@ -22,14 +22,14 @@ from typing import Any
 from augment import CHAINS, augmentations
 from checkpoints import saving
 from chunks import chunks, described
-from compression import compressing
-from compression import described as smaller
 from convert import ENVIRONMENT, Measured, conversions, keeping_programs, measure
 from convolutions import convolutions
 from convolutions import described as both_ways
 from epochs import VGG_JAX, add_arguments, epochs, say
 from foresight import foreseen
 from goals import in_words, tables
+from smaller_features import compressing
+from smaller_features import described as smaller
 from store import reading
 
 # Ends once the first step of a training on the demo's pictures is done.
@@ -184,7 +184,10 @@ def plan_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         return say(f"plan: no {args.data}; name the photographs by --data.")
     for case in foreseen(folder, args.data, args.batch_size):
         ratios = ", ".join(f"{ratio:.2f}" for ratio in case["expected_over_taken"])
-        text = f"epochs expected over taken: {ratios}; planned in {case['seconds_planning']} s"
+        text = (
+            f"epochs expected over taken: {ratios}; the last over the median of its like:"
+            f" {case['last_expected_over_median']:.2f}; planned in {case['seconds_planning']} s"
+        )
         yield Case("plan", [(f"plan, {case['who']}", text)], **case)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ TRAININGS = {
     "kept features": ("--epochs", "3"),
     "features computed anew": ("--epochs", "2", "--features", "off"),
     "2 views of --augment keras": ("--epochs", "3", "--views", "2", "--augment", "keras"),
-    "frozen up to the head": ("--epochs", "3", "--train-from", "head", "--head", "linear"),
+    "frozen up to the head": ("--epochs", "8", "--train-from", "head", "--head", "linear"),
 }
 
 
@@ -34,11 +36,16 @@ def foreseen(folder: Path, data: Path, batch_size: int) -> Iterator[dict[str, An
         took = [json.loads(line)["seconds"] for line in lines]
         expected = plan["epoch_seconds"]
         ratios = [e / t for e, t in zip(expected, took, strict=True)]
+        *_, (last, alike) = itertools.groupby(
+            zip(expected, took, strict=True), lambda each: each[0]
+        )
+        median = statistics.median(t for _, t in alike)
         yield {
             "who": who,
-            "seconds_expected": [round(seconds, 2) for seconds in expected],
-            "seconds_taken": [round(seconds, 2) for seconds in took],
+            "seconds_expected": [round(seconds, 3) for seconds in expected],
+            "seconds_taken": [round(seconds, 3) for seconds in took],
             "expected_over_taken": [round(ratio, 3) for ratio in ratios],
+            "last_expected_over_median": round(last / median, 3),
             "seconds_planning": round(planning.seconds, 1),
             "memory_mb_expected": round(plan["memory_bytes"] / 1e6),
             "peak_mb": round(training.peak_mb),

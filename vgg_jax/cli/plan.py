@@ -13,6 +13,7 @@ from vgg_jax.cli.console import (
     print_json,
     print_line,
     print_table,
+    tell_failed_writes_once,
     user_errors,
 )
 from vgg_jax.cli.training_options import ConfigOption, TrainingOptions, takes_training_options
@@ -37,6 +38,7 @@ def plan(
         from vgg_jax.workflows.plan import plan
 
         interruptible()
+        tell_failed_writes_once()
         progress = console_progress()
         try:
             result = plan(checked, progress)

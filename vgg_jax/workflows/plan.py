@@ -107,7 +107,7 @@ class Plan:
 def plan(config: TrainConfig, progress: Progress) -> Plan:
     """Find out what a training will take: compile its programs, and try them on a few batches.
 
-    No run is made, and nothing saved but compiled programs.
+    No run is made, and nothing is left but compiled programs.
 
     Raises:
         VggJaxError: If the options, the data or the weights cannot be used.
@@ -164,7 +164,7 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
         )
     progress.note("Measuring a few batches.")
     with naming_a_smaller_batch(batch_size, _smaller):
-        timing = measure(session, data)
+        timing = measure(session, data, progress)
     return Plan(
         data=data.name,
         examples=data.counts,

@@ -62,6 +62,8 @@ def rehearse(
 
     Raises:
         RunError: If what is saved, and removed at the end, cannot be written.
+        TrainingError: As `fit` does.
+        OSError: If there is no temporary folder.
     """
     labels = itertools.islice(itertools.cycle(validation.labels), evaluations)
     batch_size = len(train.labels[0])
@@ -72,17 +74,15 @@ def rehearse(
         examples=steps * batch_size,
         batch_size=batch_size,
     )
-    progress = Progress()
     with tempfile.TemporaryDirectory(prefix="vgg-jax-plan-") as folder:
         run = RunFolder(Path(folder))
-        with run.locked(progress.note):
-            fit(
-                *(session.steps, state, {}, feed, run),
-                mesh=session.mesh,
-                limits=Limits(epochs=_EPOCHS),
-                learning_rate=0.0,
-                progress=progress,
-            )
+        fit(
+            *(session.steps, state, {}, feed, run),
+            mesh=session.mesh,
+            limits=Limits(epochs=_EPOCHS, on_nan=session.config.on_nan),
+            learning_rate=0.0,
+            progress=Progress(),
+        )
         return statistics.median(epoch.seconds for epoch in run.read_metrics()[1:])
 
 

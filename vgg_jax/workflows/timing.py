@@ -12,10 +12,13 @@ import numpy as np
 
 from vgg_jax.data.examples import DataSet, Split
 from vgg_jax.data.pipeline import Batch, epoch_order
+from vgg_jax.errors import RunError, TrainingError
+from vgg_jax.progress import Progress
 from vgg_jax.training.features import Features, pieces_of
 from vgg_jax.training.kept_rows import InMemory, KeptRows
 from vgg_jax.training.rows import DeviceRows
 from vgg_jax.training.steps import Inputs, Totals, replicate
+from vgg_jax.weights.metadata import first_line
 from vgg_jax.workflows.feed import Source, batch_size_of, mixed_batches
 from vgg_jax.workflows.rehearsal import KeptBatches, forever, rehearse, standing_still
 from vgg_jax.workflows.session import Session
@@ -24,6 +27,7 @@ _BATCHES = 4  # decoded
 _KEPT = 2  # of them, those whose features are used again and again
 _LEAST, _MOST, _SECONDS = 2, 500, 3.0  # how many of a kind are measured, how long about
 _SHORT = 1.0  # seconds of an epoch's batches, of which what is around them is a part that counts
+_MOST_BYTES = 200_000_000  # of a checkpoint of such an epoch, to rehearse it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +40,9 @@ class Timing:
         train: Of one step, from features that are kept.
         validation_prefix: As `prefix`, of one batch of validation.
         evaluate: Of one batch of validation, from features that are kept.
-        around: Of an epoch, what is not in its batches: metrics, and how much slower they are while
-            the epoch before is saved. Measured where it counts, else 0.
+        around: Of an epoch, beyond its batches one by one: metrics, and how much slower they are
+            while the epoch before is saved; less than 0 if they are faster in a row. Measured where
+            it counts, else 0.
     """
 
     decode: float
@@ -48,12 +53,13 @@ class Timing:
     around: float
 
 
-def measure(session: Session, data: DataSet) -> Timing:
+def measure(session: Session, data: DataSet, progress: Progress) -> Timing:
     """Take a few steps, and time their parts.
 
     Args:
         session: Of the training. It is of no use afterwards: the steps have taken its state.
         data: Of the training.
+        progress: Warned if epochs cannot be rehearsed.
     """
     steps, source = session.steps, session.source
     train, batches, decode = _decoded(source, data, "train")
@@ -82,8 +88,15 @@ def measure(session: Session, data: DataSet) -> Timing:
     counts = [math.ceil(len(data.splits[split]) / batch_size) for split in ("train", "validation")]
     batches_alone = counts[0] * step + counts[1] * evaluate
     around = 0.0
-    if batches_alone < _SHORT:
-        around = rehearse(session, state, kept, validation_kept, *counts) - batches_alone
+    saved = sum(value.nbytes for value in jax.tree.leaves((state.trained, state.optimizer)))
+    if batches_alone < _SHORT and saved < _MOST_BYTES:
+        try:
+            around = rehearse(session, state, kept, validation_kept, *counts) - batches_alone
+        except (RunError, TrainingError, OSError) as error:
+            progress.warn(
+                "Epochs could not be rehearsed, and may take twice as long as is said:"
+                f" {first_line(error)}"
+            )
     return Timing(decode, prefix, step, validation_prefix, evaluate, around)
 
 
