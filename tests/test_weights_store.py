@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
 import shutil
@@ -202,7 +203,7 @@ def test_another_process_may_be_faster(tmp_path, weights, monkeypatch):
         (lambda folder: _edit_metadata(folder, format_version=2), "has format version 2, but this"),
         (lambda folder: _edit_metadata(folder, mean=[0, 0, 0]), "its digest does not match"),
         (lambda folder: _edit_metadata(folder, layers={}), "its digest does not match"),
-        (lambda folder: shutil.rmtree(folder / "arrays"), "conv1_1 cannot be read"),
+        (lambda folder: shutil.rmtree(folder / "arrays"), "its arrays cannot be read"),
         (lambda folder: (folder / "arrays" / "_METADATA").write_text("{}"), "cannot be read"),
     ],
 )
@@ -210,6 +211,19 @@ def test_a_changed_or_incomplete_folder_is_refused(copy, spoil, message):
     spoil(copy)
     with pytest.raises(WeightsError, match=message):
         load_weights(copy)
+
+
+@pytest.mark.parametrize("with_top", [False, True])
+def test_of_many_arrays_that_cannot_be_read_the_first_is_told_alone(copy, with_top, caplog, capfd):
+    data = [path for path in copy.rglob("d/*") if path.stat().st_size > 100_000]
+    assert data
+    for path in data:
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match=r"the kernel of conv\d_\d cannot be read"):
+        load_weights(copy, with_top)
+    gc.collect()  # so that whatever was left behind would be heard
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
 
 
 def test_arrays_of_other_weights_are_noticed(copy, tmp_path):

@@ -9,7 +9,6 @@ Orbax' asynchronous and composite checkpointers wait for minutes, and the proces
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -26,8 +25,8 @@ import orbax.checkpoint as ocp
 
 from vgg_jax.errors import RunError
 from vgg_jax.progress import format_bytes
+from vgg_jax.weights.arrays import array_handler
 from vgg_jax.weights.checksums import array_sha256, json_sha256
-from vgg_jax.weights.store import numpy_handler
 
 Arrays = Mapping[str, Mapping[str, np.ndarray]]
 _REMOVED = "removed"  # a checkpoint is moved there before its files are deleted one by one
@@ -42,19 +41,6 @@ _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax, TensorSto
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
-def _is_no_echo(record: logging.LogRecord) -> bool:
-    """Tell whether a log entry says something that is not raised, too."""
-    if record.name == "asyncio":
-        return "OCDBT database" not in record.getMessage()
-    return not (record.exc_info and "orbax" in record.pathname)
-
-
-# Orbax logs a traceback of each failure that it then raises; and where several arrays cannot be
-# read, asyncio one for each but the first, which is raised.
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).addFilter(_is_no_echo)
-
-
 class CheckpointStore:
     """Checkpoints `PREFIX_NUMBER` in one folder; each holds groups of arrays, and a record."""
 
@@ -67,7 +53,7 @@ class CheckpointStore:
         """
         self.folder = folder
         self._prefix = prefix
-        self._checkpointer = ocp.Checkpointer(numpy_handler())
+        self._checkpointer = ocp.Checkpointer(array_handler())
         self._thread: ThreadPoolExecutor | None = None
         self._saving: Future[None] | None = None
 

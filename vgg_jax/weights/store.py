@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vgg_jax.errors import WeightsError
+from vgg_jax.weights.arrays import UnreadableArray, array_handler
 from vgg_jax.weights.checksums import array_sha256, file_sha256
 from vgg_jax.weights.metadata import (
     CONVERT_AGAIN,
@@ -35,7 +36,8 @@ from vgg_jax.weights.source import Pair, SourceWeights
 ARRAYS_FOLDER = "arrays"
 _SPARE_BYTES = 1 << 20  # for metadata, beside the arrays
 
-_Layer = tuple[str, np.ndarray, np.ndarray]  # name, kernel, bias
+# By part, layer and role (`kernel`, `bias`): what `metadata.json` says of an array.
+_Described = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,8 @@ def load_weights(folder: Path, with_top: bool = False) -> Weights:
     """
     folder = Path(folder)
     metadata = read_metadata(folder)
-    parts = {
-        part: {name: (k, b) for name, k, b in _restore(folder, metadata, part)}
-        for part in (PARTS if with_top else PARTS[:1])
-    }
+    wanted = PARTS if with_top else PARTS[:1]
+    parts = _restore(folder, {part: metadata[part] for part in wanted if metadata.get(part)})
     return Weights(
         layers=parts["layers"],
         top=parts.get("top", {}),
@@ -156,8 +156,8 @@ def _check_same(folder: Path, metadata: Mapping[str, Any]) -> None:
             "Choose another --out, or delete that folder first."
         )
     for part in PARTS:
-        for _ in _restore(folder, metadata, part):
-            pass  # restored to be checked, one layer at a time in memory
+        for name, layer in metadata.get(part, {}).items():
+            _restore(folder, {part: {name: layer}})  # to check it; one layer at a time in memory
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -168,54 +168,46 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def numpy_handler() -> ocp.PyTreeCheckpointHandler:
-    """Return Orbax's handler, without what costs time and memory for float weights.
-
-    Compression saves 7% of such files and takes most of the time. Arrays are not copied: in an
-    asynchronous save they must not change before it is over.
-    """
-    types = ocp.type_handlers
-    registry = types.create_type_handler_registry(
-        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)),
-        (jax.Array, types.ArrayHandler()),  # unused, but Orbax warns where it is missing
-    )
-    return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
-
-
 def _save_arrays(folder: Path, weights: SourceWeights) -> None:
     tree = {
         part: {name: dict(zip(ROLES, pair, strict=True)) for name, pair in layers.items()}
         for part, layers in zip(PARTS, (weights.layers, weights.top, weights.head), strict=True)
         if layers
     }
-    with ocp.Checkpointer(numpy_handler()) as checkpointer:
+    with ocp.Checkpointer(array_handler()) as checkpointer:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
 
 
-def _restore(folder: Path, metadata: Mapping[str, Any], part: str) -> Iterator[_Layer]:
-    """Yield name, kernel and bias of each layer of a part, `layers` or `top`, once checked."""
-    path = (folder / ARRAYS_FOLDER).resolve()
-    with ocp.Checkpointer(numpy_handler()) as checkpointer:
-        for name, described in metadata.get(part, {}).items():
-            pair: list[np.ndarray] = []
-            # One by one: where several reads fail at once, Orbax prints tracebacks of the others.
+def _restore(folder: Path, described: _Described) -> dict[str, dict[str, Pair]]:
+    """Return kernel and bias of each layer of each part that is `described`, once checked."""
+    asked = {
+        part: {name: dict.fromkeys(ROLES, 0) for name in layers}
+        for part, layers in described.items()
+    }
+    arguments = ocp.args.PyTreeRestore(
+        item=asked,
+        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), asked),
+        partial_restore=True,
+    )
+    try:
+        with ocp.Checkpointer(array_handler()) as checkpointer:
+            arrays = checkpointer.restore((folder / ARRAYS_FOLDER).resolve(), args=arguments)
+    except UnreadableArray as error:
+        _, name, role = error.path
+        raise _damaged(folder, f"the {role} of {name} cannot be read", error) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, "its arrays cannot be read", error) from error
+    pairs: dict[str, dict[str, Pair]] = {part: {} for part in described}
+    for part, layers in described.items():
+        for name, layer in layers.items():
             for role in ROLES:
-                arguments = ocp.args.PyTreeRestore(
-                    item={part: {name: {role: 0}}},
-                    restore_args={part: {name: {role: ocp.RestoreArgs(restore_type=np.ndarray)}}},
-                    partial_restore=True,
-                )
-                try:
-                    array = checkpointer.restore(path, args=arguments)[part][name][role]
-                except (OSError, ValueError, KeyError, TypeError) as error:
-                    raise WeightsError(
-                        f"{folder} is damaged: the {role} of {name} cannot be read. "
-                        f"{CONVERT_AGAIN}\n{first_line(error)}"
-                    ) from error
-                if array_sha256(array) != described[role]["sha256"]:
-                    raise WeightsError(
-                        f"{folder} is damaged: the {role} of {name} does not match its checksum. "
-                        f"{CONVERT_AGAIN}"
-                    )
-                pair.append(array)
-            yield name, pair[0], pair[1]
+                if array_sha256(arrays[part][name][role]) != layer[role]["sha256"]:
+                    raise _damaged(folder, f"the {role} of {name} does not match its checksum")
+            kernel, bias = (arrays[part][name][role] for role in ROLES)
+            pairs[part][name] = (kernel, bias)
+    return pairs
+
+
+def _damaged(folder: Path, what: str, error: Exception | None = None) -> WeightsError:
+    text = f"{folder} is damaged: {what}. {CONVERT_AGAIN}"
+    return WeightsError(text if error is None else f"{text}\n{first_line(error)}")
