@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -34,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     they compute is small.
 
     A shell's background ignores Ctrl-C, and children would inherit that.
+
+    What imports have left is kept out of collections of garbage, which sweeps ask for.
     """
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -47,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
         compiled.chmod(0o700)
         (Path(own.name) / "compiled").symlink_to(compiled)
     keep_compiled_programs()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

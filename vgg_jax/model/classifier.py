@@ -137,7 +137,7 @@ class Functional:
 
 
 def make_functional(classifier: Classifier) -> tuple[Functional, Parameters]:
-    """Split a classifier into pure functions and its parameters.
+    """Split a classifier, which is then in training mode, into pure functions and its parameters.
 
     Raises:
         PluginError: If the head holds variables other than `nnx.Param` and dropout's generator.
@@ -151,15 +151,15 @@ def make_functional(classifier: Classifier) -> tuple[Functional, Parameters]:
     parameters = {
         path_name(path): value.get_value() for path, value in nnx.to_flat_state(variables)
     }
-    training, inference = nnx.clone(classifier), nnx.clone(classifier)
-    training.train()
-    inference.eval()
     variables, randomness = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (variables, randomness)
     )
+    classifier.eval()
+    inference = nnx.graphdef(classifier)
+    classifier.train()
     functional = Functional(
-        training=nnx.graphdef(training),
-        inference=nnx.graphdef(inference),
+        training=nnx.graphdef(classifier),
+        inference=inference,
         variables=variables,
         randomness=randomness,
         pools=classifier.pools,
