@@ -155,3 +155,38 @@ progress.close()
     os.close(master)
     assert process.wait(timeout=120) == 0
     return re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown.decode())  # without colours and the like
+
+
+def test_imports_are_not_looked_through_for_garbage():
+    code = """
+import gc
+from vgg_jax.cli.console import importing
+
+def looked_through(generation):
+    return gc.get_stats()[generation]["collections"]
+
+before = looked_through(0)
+with importing():
+    import jax
+assert looked_through(0) == before
+assert gc.isenabled()
+assert gc.get_freeze_count() > 10_000  # what is there now is never looked through
+frozen = gc.get_freeze_count()
+with importing():  # nothing is new, and the garbage of what was done since stays garbage
+    assert gc.isenabled()
+assert gc.get_freeze_count() == frozen
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_import_that_fails_leaves_the_search_for_garbage_on():
+    code = """
+import gc
+from contextlib import suppress
+from vgg_jax.cli.console import importing
+
+with suppress(ModuleNotFoundError), importing():
+    import no_such_module
+assert gc.isenabled()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

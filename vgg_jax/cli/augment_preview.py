@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import console_progress, print_json, print_line, user_errors
+from vgg_jax.cli.console import console_progress, importing, print_json, print_line, user_errors
 from vgg_jax.plugin_choices import parse_choice
 
 
@@ -35,7 +35,8 @@ def augment_preview(
     """Show training pictures as a training would augment them, epoch by epoch."""
     with user_errors():
         choices = [parse_choice(text) for text in augment or ()]
-        from vgg_jax.workflows.preview import preview_data, write_grid
+        with importing():
+            from vgg_jax.workflows.preview import preview_data, write_grid
 
         images = preview_data(
             data,

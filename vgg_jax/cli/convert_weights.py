@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vgg_jax.cli.console import console_progress, interruptible, print_json, print_line, user_errors
+from vgg_jax.cli.console import (
+    console_progress,
+    importing,
+    interruptible,
+    print_json,
+    print_line,
+    user_errors,
+)
 from vgg_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -104,13 +111,15 @@ def convert_weights(
                     "--try": try_picture,
                 }
             )
-            from vgg_jax.workflows.verify import verify_weights
+            with importing():
+                from vgg_jax.workflows.verify import verify_weights
 
             interruptible()
             verified = verify_weights(verify, source, console_progress())
             report, found = (lambda: _report_verified(verified)), verified
         else:
-            from vgg_jax.workflows.convert import convert_weights as convert
+            with importing():
+                from vgg_jax.workflows.convert import convert_weights as convert
 
             interruptible()
             converted = convert(

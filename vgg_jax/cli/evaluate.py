@@ -12,6 +12,7 @@ from vgg_jax.cli.console import (
     LocalCodeOption,
     WeightsOption,
     console_progress,
+    importing,
     print_json,
     print_line,
     print_table,
@@ -44,7 +45,8 @@ def evaluate(
     """Evaluate a run: loss, accuracy, and how each class fares."""
     with user_errors():
         keep_freed_memory()
-        from vgg_jax.workflows.evaluate import evaluate as evaluate_run
+        with importing():
+            from vgg_jax.workflows.evaluate import evaluate as evaluate_run
 
         progress = console_progress()
         try:

@@ -12,6 +12,7 @@ from vgg_jax.cli.console import (
     CheckpointOption,
     WeightsOption,
     console_progress,
+    importing,
     interruptible,
     print_json,
     print_line,
@@ -40,7 +41,8 @@ def export_weights(
 ) -> None:
     """Write a run or converted weights as a file that Keras or PyTorch loads."""
     with user_errors():
-        from vgg_jax.workflows.export import export_weights as export
+        with importing():
+            from vgg_jax.workflows.export import export_weights as export
 
         interruptible()
         progress = console_progress()

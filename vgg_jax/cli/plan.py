@@ -9,6 +9,7 @@ import typer
 
 from vgg_jax.cli.console import (
     console_progress,
+    importing,
     interruptible,
     print_json,
     print_line,
@@ -35,7 +36,8 @@ def plan(
     with user_errors():
         checked = TrainConfig.from_values(merge_options(options, config))
         keep_freed_memory()
-        from vgg_jax.workflows.plan import plan
+        with importing():
+            from vgg_jax.workflows.plan import plan
 
         interruptible()
         tell_failed_writes_once()

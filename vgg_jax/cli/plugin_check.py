@@ -10,6 +10,7 @@ import typer
 from vgg_jax.cli.console import (
     EXIT_FAILED,
     console_progress,
+    importing,
     print_json,
     print_line,
     user_errors,
@@ -32,8 +33,9 @@ def check(
     """Check a plugin against the contract; exit code 1 if it breaks a rule."""
     failed = False
     with user_errors():
-        from vgg_jax.compilation import keep_compiled_programs
-        from vgg_jax.testing import check_plugin
+        with importing():
+            from vgg_jax.compilation import keep_compiled_programs
+            from vgg_jax.testing import check_plugin
 
         keep_compiled_programs(console_progress())
         report = check_plugin(ref, kind, fixed=fixed)

@@ -13,6 +13,7 @@ from vgg_jax.cli.console import (
     EXIT_FAILED,
     LocalCodeOption,
     console_progress,
+    importing,
     print_json,
     print_line,
     say,
@@ -67,7 +68,8 @@ def predict(
             raise ConfigError("--json and --csv cannot both be given.")
         run, pictures = _divide([run_or_path, *(paths or [])], weights)
         keep_freed_memory()
-        from vgg_jax.workflows.predict import predict as predict_paths
+        with importing():
+            from vgg_jax.workflows.predict import predict as predict_paths
 
         predictions = predict_paths(
             run,

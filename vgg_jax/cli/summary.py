@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vgg_jax.cli.console import LocalCodeOption, print_json, print_line, print_table, user_errors
+from vgg_jax.cli.console import (
+    LocalCodeOption,
+    importing,
+    print_json,
+    print_line,
+    print_table,
+    user_errors,
+)
 from vgg_jax.config import TrainConfig, built_in_head
 
 if TYPE_CHECKING:
@@ -35,7 +42,8 @@ def summary(
         config = TrainConfig(
             head=head or built_in_head(), train_from=train_from, image_size=image_size
         )
-        from vgg_jax.workflows.summary import summarise, summarise_run
+        with importing():
+            from vgg_jax.workflows.summary import summarise, summarise_run
 
         result = (
             summarise_run(run, weights, allow_local_code=allow_local_code)

@@ -10,6 +10,7 @@ import typer
 from vgg_jax.cli.console import (
     LocalCodeOption,
     console_progress,
+    importing,
     interruptible,
     print_json,
     print_line,
@@ -75,8 +76,9 @@ def sweep(
         from vgg_jax.workflows.candidates import candidates_of
 
         candidates = candidates_of(given)  # fails here, before JAX is imported
-        from vgg_jax.training.interruption import Interruption
-        from vgg_jax.workflows.sweep import run_sweep
+        with importing():
+            from vgg_jax.training.interruption import Interruption
+            from vgg_jax.workflows.sweep import run_sweep
 
         interruptible()
         tell_failed_writes_once()

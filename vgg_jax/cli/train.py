@@ -9,6 +9,7 @@ import typer
 from vgg_jax.cli.console import (
     LocalCodeOption,
     console_progress,
+    importing,
     interruptible,
     print_json,
     print_line,
@@ -52,9 +53,10 @@ def train(
             )
         checked = TrainConfig.from_values(given)  # fails here, before JAX is imported
         keep_freed_memory()
-        from vgg_jax.training.interruption import Interruption
-        from vgg_jax.workflows.resume import resume_training
-        from vgg_jax.workflows.train import run_training
+        with importing():
+            from vgg_jax.training.interruption import Interruption
+            from vgg_jax.workflows.resume import resume_training
+            from vgg_jax.workflows.train import run_training
 
         interruptible()
         tell_failed_writes_once()
