@@ -12,22 +12,28 @@ from typing import Any
 from convert import CONVERT, keeping_programs, measure, write_weights
 from epochs import VGG_JAX
 
+_HEAD = ("--epochs", "8", "--train-from", "head", "--head", "linear")
 TRAININGS = {
     "kept features": ("--epochs", "3"),
     "features computed anew": ("--epochs", "2", "--features", "off"),
     "2 views of --augment keras": ("--epochs", "3", "--views", "2", "--augment", "keras"),
-    "frozen up to the head": ("--epochs", "8", "--train-from", "head", "--head", "linear"),
+    "frozen up to the head": _HEAD,
+    "the same once more": _HEAD,
 }
 
 
 def foreseen(folder: Path, data: Path, batch_size: int) -> Iterator[dict[str, Any]]:
-    """Plan and train the recipe, each time with an empty cache, and compare epoch by epoch."""
+    """Plan and train the recipe, and compare epoch by epoch.
+
+    Each time the cache is empty, but for what a training with the same options left there.
+    """
     weights = folder / "weights"
     if not weights.exists():
         measure(CONVERT, write_weights(folder / "notop.h5"), weights)
     for number, (who, options) in enumerate(TRAININGS.items()):
         common = ("--data", data, "--weights", weights, "--batch-size", str(batch_size), *options)
-        environment = keeping_programs(folder / f"foresight-cache-{number}")
+        cache = [*TRAININGS.values()].index(options)
+        environment = keeping_programs(folder / f"foresight-cache-{cache}")
         planning = measure(VGG_JAX, "plan", "--json", *common, environment=environment)
         plan = json.loads(planning.output.splitlines()[-1])
         run = folder / f"foresight-{number}"

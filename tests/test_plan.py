@@ -223,7 +223,7 @@ TIMING = Timing(
     decode=0.5, prefix=10.0, train=4.0, validation_prefix=9.0, evaluate=1.0, around=0.25
 )
 PROGRAMS = Programs(
-    *(Program(0, 0, 0),) * 3,
+    *(Program(0, 0, 0, 0.125),) * 3,
     features=jax.ShapeDtypeStruct((2, 2, 8), np.float32),
     pooled=jax.ShapeDtypeStruct((8,), np.float32),
 )
@@ -236,12 +236,13 @@ def expected(options, **others):
     functional, parameters = build_functional(opened, config, 3)
     session = Session.start(config, functional, parameters, chain_of(config), 3)
     features = expected_features(session, data, PROGRAMS, Memory(config, session.mesh))
-    return features, expected_epochs(config, data, TIMING, features)
+    return features, expected_epochs(config, data, PROGRAMS, TIMING, features)
 
 
 # 21 pictures are 3 steps, 9 of validation are 2 batches; decoding takes 0.5 s each.
-TRAIN, VALIDATION, AROUND = 3 * (10 + 4), 2 * (9 + 1), 0.25
-FIRST = TRAIN + VALIDATION + AROUND + 30 * 0.5
+# Tracing a program takes 0.125 s.
+TRAIN, VALIDATION, AROUND, TRACING = 3 * (10 + 4), 2 * (9 + 1), 0.25, 3 * 0.125
+FIRST = TRAIN + VALIDATION + AROUND + 30 * 0.5 + TRACING
 KEPT = 3 * 4 + 2 * 1 + AROUND
 
 
@@ -274,7 +275,16 @@ def test_features_of_earlier_trainings_count(options, tmp_path, monkeypatch):
     assert second.features.stored == [21]
     assert second.features.stored_validation == 9
     kept = second.epochs.kept or []
-    assert kept[0] == kept[1] < second.epochs.computed[1]
+    assert kept[1] < second.epochs.computed[1]
+    tracing = second.train.program.tracing_seconds + second.evaluate.program.tracing_seconds
+    assert second.features.reading_seconds > 0
+    reading = 30 * second.features.reading_seconds
+    assert kept[0] - kept[1] == pytest.approx(reading + tracing)
+    with monkeypatch.context() as patched:
+        patched.setattr(Memory, "place_for", lambda self, size: None)
+        alone = planned(given)  # on disk: read in every epoch
+    kept = alone.epochs.kept or []
+    assert kept[1] > 30 * alone.features.reading_seconds > 0
     viewed = {**given, "augment": ("horizontal-flip",), "views": 2}
     train(**{**viewed, "epochs": 1}, run=str(tmp_path / "viewed"))
     assert planned(viewed).features.stored == [21, 0]
@@ -294,7 +304,7 @@ def test_features_that_find_no_room_are_not_kept(options, monkeypatch):
     assert "3.8 kB" in (features.why_not or "")
     assert features.memory_bytes == 0
     assert epochs.kept is not None  # what it would be worth
-    assert epochs.computed == [FIRST] * 4
+    assert epochs.computed == [FIRST, *[FIRST - TRACING] * 3]
     assert expected(options)[0].why_not is None  # on disk there is room
 
 
@@ -320,9 +330,9 @@ def test_features_on_the_host_take_none_of_a_devices_memory(options, monkeypatch
 
 def test_decoding_is_hidden_behind_a_device(options, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert expected(options)[1].computed[0] == TRAIN + VALIDATION + AROUND
+    assert expected(options)[1].computed[0] == FIRST - 30 * 0.5
     monkeypatch.setattr("test_plan.TIMING", dataclasses.replace(TIMING, decode=10.0))
-    assert expected(options)[1].computed[0] == 30 * 10 + AROUND
+    assert expected(options)[1].computed[0] == 30 * 10 + AROUND + TRACING
 
 
 def test_the_command(options):

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from contextlib import closing
 
 import jax
 
-from vgg_jax.array_store import ArrayTable
-from vgg_jax.cache import cache_folder
 from vgg_jax.config import ResolvedConfig
-from vgg_jax.data.examples import DataSet, Split
+from vgg_jax.data.examples import DataSet
 from vgg_jax.model.pieces import PIECE
-from vgg_jax.table_folders import FEATURES
-from vgg_jax.training.feature_names import row_names, settings_of
 from vgg_jax.training.feature_places import Places, choose_places, why_not_kept
-from vgg_jax.training.keeping import View, views_of
+from vgg_jax.training.keeping import views_of
 from vgg_jax.training.room import Memory
 from vgg_jax.workflows.feed import batch_size_of, padded_rows, splits_that_stay
 from vgg_jax.workflows.programs import Programs
 from vgg_jax.workflows.session import Session
+from vgg_jax.workflows.stored import Stored, find_stored
 from vgg_jax.workflows.timing import Timing
 
 
@@ -35,6 +31,9 @@ class Features:
         why_not: Why this training keeps none; None if it does.
         stored: How many pictures of training, view by view, have theirs on disk already.
         stored_validation: The same of validation.
+        in_memory: Whether they are in memory once they are computed, or read from the disk.
+        reading_seconds: Of bringing one picture's from the disk into memory; 0 where too few are
+            stored to tell.
         pictures_stay: Of which splits, without kept features, the decoded pictures stay on the
             devices.
         memory_bytes: Of the kept features, or of those pictures, on each device.
@@ -46,6 +45,8 @@ class Features:
     why_not: str | None
     stored: list[int]
     stored_validation: int
+    in_memory: bool
+    reading_seconds: float
     pictures_stay: list[str]
     memory_bytes: int
 
@@ -63,13 +64,14 @@ def expected_features(
     views = views_of(config)
     count = train * len(views) + validation
     row_bytes, pooled_bytes = _bytes_of(programs.features), _bytes_of(programs.pooled)
-    stored, stored_validation = [0] * len(views), 0
+    nothing = Stored()
+    stored, stored_validation = [nothing] * len(views), nothing
 
     def count_stored() -> int:
         nonlocal stored_validation
-        stored[:] = [_stored(session, data, programs, "train", view) for view in views]
-        stored_validation = _stored(session, data, programs, "validation", None)
-        return sum(stored) + stored_validation
+        stored[:] = [find_stored(session, data, programs, "train", view) for view in views]
+        stored_validation = find_stored(session, data, programs, "validation", None)
+        return sum(found.count for found in (*stored, stored_validation))
 
     places = Places(why_not=why_not_kept(config, chain))
     if places.why_not is None:
@@ -85,30 +87,20 @@ def expected_features(
     held = sum(stay.values())
     if places.why_not is None:
         held = count * pooled_bytes if memory.on_devices(places.memory) else 0
+    if not places.on_disk:
+        stored, stored_validation = [nothing] * len(views), nothing
     return Features(
         shape=programs.features.shape,
         bytes=count * row_bytes,
         can_be_kept=not chain.mixes and bool(config.views or not config.augment),
         why_not=places.why_not,
-        stored=stored if places.on_disk else [0] * len(views),
-        stored_validation=stored_validation if places.on_disk else 0,
+        stored=[found.count for found in stored],
+        stored_validation=stored_validation.count,
+        in_memory=places.memory is not None,
+        reading_seconds=max(found.reading_seconds for found in (*stored, stored_validation)),
         pictures_stay=[*stay],
         memory_bytes=held,
     )
-
-
-def _stored(session: Session, data: DataSet, programs: Programs, split: Split, view: View) -> int:
-    """Return how many pictures of a split have their features on disk."""
-    config, mesh = session.config, session.mesh
-    rows = padded_rows(batch_size_of(config, data.splits["train"]), mesh.size) // mesh.size
-    settings = settings_of(config, session.steps, session.frozen, view, rows)
-    shape, dtype = programs.features.shape, programs.features.dtype
-    table = ArrayTable.open_existing(cache_folder() / FEATURES, settings, shape, dtype)
-    if table is None:
-        return 0
-    with closing(table):
-        names = row_names(data.splits[split], augmented=view is not None)
-        return sum(name.tobytes() in table for name in names)
 
 
 def _bytes_of(array: jax.ShapeDtypeStruct) -> int:
@@ -129,7 +121,7 @@ class Epochs:
 
 
 def expected_epochs(
-    config: ResolvedConfig, data: DataSet, timing: Timing, features: Features
+    config: ResolvedConfig, data: DataSet, programs: Programs, timing: Timing, features: Features
 ) -> Epochs:
     """Foresee how long the epochs will take."""
     train, validation = data.splits["train"], data.splits["validation"]
@@ -151,7 +143,9 @@ def expected_epochs(
     validation_kept = evaluations * timing.evaluate
 
     around = timing.around
+    tracing = programs.train.tracing_seconds + programs.evaluate.tracing_seconds
     first = train_decoded + validation_decoded + around
+    first += tracing + programs.prefix.tracing_seconds
     stay = features.pictures_stay
     later = around + (train_computed if "train" in stay else train_decoded)
     later += validation_computed if "validation" in stay else validation_decoded
@@ -160,16 +154,24 @@ def expected_epochs(
         return Epochs(computed, None)
     kept: list[float] = []
     for epoch in range(config.epochs):
-        missing = missing_validation = 0.0
-        if epoch < len(features.stored):
-            missing = 1 - features.stored[epoch] / len(train)
-        if epoch == 0:
-            missing_validation = 1 - features.stored_validation / len(validation)
-        kept.append(
-            around
-            + _between(train_kept, train_decoded, missing)
-            + _between(validation_kept, validation_decoded, missing_validation)
+        is_new = epoch < len(features.stored)  # the view of this epoch
+        missing = len(train) - features.stored[epoch] if is_new else 0
+        missing_validation = len(validation) - features.stored_validation if epoch == 0 else 0
+        read = 0  # into memory once, or without room there in every epoch
+        if is_new or not features.in_memory:
+            read += len(train) - missing
+        if epoch == 0 or not features.in_memory:
+            read += len(validation) - missing_validation
+        seconds = around + read * features.reading_seconds
+        seconds += _between(train_kept, train_decoded, missing / len(train))
+        seconds += _between(
+            validation_kept, validation_decoded, missing_validation / len(validation)
         )
+        if epoch == 0:
+            seconds += tracing
+            if missing or missing_validation:
+                seconds += programs.prefix.tracing_seconds
+        kept.append(seconds)
     return Epochs(computed, kept)
 
 

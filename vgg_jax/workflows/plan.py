@@ -180,7 +180,7 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
         available_bytes=available,
         largest_batch_size=largest,
         features=features,
-        epochs=expected_epochs(resolved, data, timing, features),
+        epochs=expected_epochs(resolved, data, programs, timing, features),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +22,13 @@ class Program:
         multiply_adds: Half of its floating-point operations.
         bytes_accessed: Bytes that it reads and writes.
         memory_bytes: Memory that it takes on each device, its arguments included.
+        tracing_seconds: Before it is compiled, or found compiled; every training spends them.
     """
 
     multiply_adds: int
     bytes_accessed: int
     memory_bytes: int
+    tracing_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +57,19 @@ class Programs:
         return self.prefix.memory_bytes + suffix
 
 
+class _Traced(NamedTuple):
+    """A program that is not compiled yet, and the seconds that it took to come so far."""
+
+    lowered: jax.stages.Lowered
+    seconds: float
+
+
 class _Lowered(NamedTuple):
     """Programs that are not compiled yet; the rest is as in `Programs`."""
 
-    prefix: jax.stages.Lowered
-    train: jax.stages.Lowered
-    evaluate: jax.stages.Lowered
+    prefix: _Traced
+    train: _Traced
+    evaluate: _Traced
     features: jax.ShapeDtypeStruct
     pooled: jax.ShapeDtypeStruct
 
@@ -113,45 +123,52 @@ def _lower(session: Session, steps: Steps, rows: int) -> _Lowered:
     targets = labels
     if session.chain.mixes:
         batch = {"images": images, "labels": labels, "valid": valid, "content": content}
-        prefix = steps.mixed_features.lower(steps, frozen, batch, number, number)
-        features, targets = prefix.out_info
+        prefix = _traced(steps.mixed_features, steps, frozen, batch, number, number)
+        features, targets = prefix.lowered.out_info
         targets = array(targets.shape[1:], targets.dtype)
     elif session.chain.on_device:
-        prefix = steps.augmented_features.lower(steps, frozen, images, content, number)
-        features = prefix.out_info
+        prefix = _traced(steps.augmented_features, steps, frozen, images, content, number)
+        features = prefix.lowered.out_info
     else:
-        prefix = steps.features.lower(steps, frozen, images)
-        features = prefix.out_info
+        prefix = _traced(steps.features, steps, frozen, images)
+        features = prefix.lowered.out_info
     pooled = jax.eval_shape(steps.pool, features)
     pooled = array(pooled.shape[1:], pooled.dtype)
     totals = replicate(mesh, Totals.start())
     return _Lowered(
         prefix,
-        steps.train.lower(steps, session.state, totals, Inputs(pooled, targets, valid)),
-        steps.evaluate.lower(steps, session.state.trained, Inputs(pooled, labels, valid)),
+        _traced(steps.train, steps, session.state, totals, Inputs(pooled, targets, valid)),
+        _traced(steps.evaluate, steps, session.state.trained, Inputs(pooled, labels, valid)),
         _row(features),
         _row(pooled),
     )
 
 
-def _compiled(lowered: jax.stages.Lowered) -> Program:
-    compiled = lowered.compile()
+def _traced(program: Any, *arguments: Any) -> _Traced:
+    begun = time.perf_counter()
+    lowered = program.lower(*arguments)
+    return _Traced(lowered, time.perf_counter() - begun)
+
+
+def _compiled(traced: _Traced) -> Program:
+    compiled = traced.lowered.compile()
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
     return Program(
-        multiply_adds=_multiply_adds(lowered),
+        multiply_adds=_multiply_adds(traced),
         bytes_accessed=round(cost["bytes accessed"]),
         memory_bytes=memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes,
+        tracing_seconds=traced.seconds,
     )
 
 
-def _multiply_adds(lowered: jax.stages.Lowered) -> int:
+def _multiply_adds(traced: _Traced) -> int:
     # Counted in what XLA was given: it may make calls of a library out of convolutions, as on GPUs,
     # and cannot look into these.
-    cost: Any = lowered.cost_analysis()
+    cost: Any = traced.lowered.cost_analysis()
     return round(cost["flops"] / 2)
 
 
