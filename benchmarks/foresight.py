@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
 from collections.abc import Iterator
@@ -42,10 +41,8 @@ def foreseen(folder: Path, data: Path, batch_size: int) -> Iterator[dict[str, An
         took = [json.loads(line)["seconds"] for line in lines]
         expected = plan["epoch_seconds"]
         ratios = [e / t for e, t in zip(expected, took, strict=True)]
-        *_, (last, alike) = itertools.groupby(
-            zip(expected, took, strict=True), lambda each: each[0]
-        )
-        median = statistics.median(t for _, t in alike)
+        last = expected[-1]
+        median = statistics.median(t for e, t in zip(expected, took, strict=True) if e == last)
         yield {
             "who": who,
             "seconds_expected": [round(seconds, 3) for seconds in expected],

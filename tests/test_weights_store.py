@@ -215,11 +215,10 @@ def test_a_changed_or_incomplete_folder_is_refused(copy, spoil, message):
 
 @pytest.mark.parametrize("with_top", [False, True])
 def test_of_many_arrays_that_cannot_be_read_the_first_is_told_alone(copy, with_top, caplog, capfd):
-    data = [path for path in copy.rglob("d/*") if path.stat().st_size > 100_000]
-    assert data
-    for path in data:
-        path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(WeightsError, match=r"the kernel of conv\d_\d cannot be read"):
+    for path in copy.glob("arrays/ocdbt.process_*/d/*"):
+        path.write_bytes(b"")
+    # Those before it are so small that they are in the index.
+    with pytest.raises(WeightsError, match=r"the kernel of conv2_1 cannot be read"):
         load_weights(copy, with_top)
     gc.collect()  # so that whatever was left behind would be heard
     assert not caplog.records

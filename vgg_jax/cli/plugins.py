@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vgg_jax.cli.console import print_json, print_line, print_table, say, user_errors
+from vgg_jax.cli.console import importing, print_json, print_line, print_table, say, user_errors
 from vgg_jax.cli.plugin_check import check
 from vgg_jax.cli.plugin_new import new
 from vgg_jax.errors import ConfigError
@@ -88,7 +88,8 @@ def show(
     with user_errors():
         if (preview is None) != (out is None):
             raise ConfigError("--preview IMAGE and --out FILE.png belong together; give both.")
-        from vgg_jax.workflows.describe_plugin import describe_plugin
+        with importing():
+            from vgg_jax.workflows.describe_plugin import describe_plugin
 
         choice = parse_choice(ref)
         described = describe_plugin(choice.ref, kind)

@@ -12,6 +12,7 @@ from vgg_jax.cli.console import (
     WeightsOption,
     console_progress,
     format_age,
+    importing,
     print_json,
     print_line,
     print_table,
@@ -125,7 +126,8 @@ def clean(
     Runs of sweeps in DIR are looked at, too.
     """
     with user_errors():
-        from vgg_jax.workflows.tidy import clean_runs
+        with importing():
+            from vgg_jax.workflows.tidy import clean_runs
 
         found = clean_runs(folder, delete=delete, progress=console_progress())
         if as_json:
@@ -149,7 +151,8 @@ def pack(
 ) -> None:
     """Copy its backbone into RUN, so that the folder can be moved to another machine."""
     with user_errors():
-        from vgg_jax.workflows.tidy import pack_run
+        with importing():
+            from vgg_jax.workflows.tidy import pack_run
 
         print_line(str(pack_run(run, weights, console_progress())))
 

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from vgg_jax.errors import RunError
 from vgg_jax.progress import format_bytes
-from vgg_jax.weights.arrays import array_handler
+from vgg_jax.weights.arrays import READ_ERRORS, array_handler
 from vgg_jax.weights.checksums import array_sha256, json_sha256
 
 Arrays = Mapping[str, Mapping[str, np.ndarray]]
@@ -36,7 +36,6 @@ _PARTIAL = ".partial"  # ends the name of one that is being written
 _RECORD = "record.json"
 _NICENESS = 10  # a tenth of the time of a core that others want, too
 _MOST_CHARACTERS = 200  # of what another program says of a failure
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax, TensorStore and the record
 # What Orbax and TensorStore raise where the disk is full, read-only or gone.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 
@@ -160,7 +159,7 @@ class CheckpointStore:
             sealed: dict[str, Any] = dict(json.loads(text))
             if sealed.pop("seal") != json_sha256(sealed):
                 raise ValueError("its record does not match its checksum")
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise self.not_read(number, error) from error
         return sealed
 
@@ -174,7 +173,7 @@ class CheckpointStore:
         """
         try:
             arrays = {item: self._restore(number, item, record["sha256"][item]) for item in items}
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise self.not_read(number, error) from error
         return arrays
 

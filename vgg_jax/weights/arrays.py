@@ -23,17 +23,20 @@ def _is_no_echo(record: logging.LogRecord) -> bool:
 logging.getLogger("absl").addFilter(_is_no_echo)
 
 
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax and TensorStore
+
+
 class UnreadableArray(ValueError):
     """An array of a checkpoint cannot be read; says why.
 
     Attributes:
-        path: Names of the array and what holds it, as `("layers", "conv1_1", "kernel")`.
+        name: Names of the array and of what holds it, with dots: `layers.conv1_1.kernel`.
     """
 
-    def __init__(self, path: Sequence[str], error: Exception) -> None:
+    def __init__(self, name: str, error: Exception) -> None:
         """Say what TensorStore says."""
-        super().__init__(str(error))
-        self.path = tuple(path)
+        super().__init__(str(error) or type(error).__name__)
+        self.name = name
 
 
 class _NumpyHandler(_types.NumpyHandler):
@@ -46,7 +49,8 @@ class _NumpyHandler(_types.NumpyHandler):
         """Read arrays at the same time.
 
         Raises:
-            UnreadableArray: For the first, in their order, that cannot be read.
+            UnreadableArray: For the first, in their order, that cannot be read; what is no fault
+                of the disk or the files is raised as it is.
         """
         one = super().deserialize
         wanted = args or [ocp.RestoreArgs()] * len(infos)
@@ -54,8 +58,8 @@ class _NumpyHandler(_types.NumpyHandler):
         results = await asyncio.gather(*reads, return_exceptions=True)
         arrays: list[np.ndarray] = []
         for info, result in zip(infos, results, strict=True):
-            if isinstance(result, Exception):
-                raise UnreadableArray(info.name.split("."), result) from result
+            if isinstance(result, READ_ERRORS):
+                raise UnreadableArray(info.name, result) from result
             if isinstance(result, BaseException):
                 raise result
             arrays.extend(result)

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vgg_jax.errors import WeightsError
-from vgg_jax.weights.arrays import UnreadableArray, array_handler
+from vgg_jax.weights.arrays import READ_ERRORS, UnreadableArray, array_handler
 from vgg_jax.weights.checksums import array_sha256, file_sha256
 from vgg_jax.weights.metadata import (
     CONVERT_AGAIN,
@@ -193,9 +193,9 @@ def _restore(folder: Path, described: _Described) -> dict[str, dict[str, Pair]]:
         with ocp.Checkpointer(array_handler()) as checkpointer:
             arrays = checkpointer.restore((folder / ARRAYS_FOLDER).resolve(), args=arguments)
     except UnreadableArray as error:
-        _, name, role = error.path
+        _, name, role = error.name.split(".")  # no name of a layer has dots
         raise _damaged(folder, f"the {role} of {name} cannot be read", error) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except READ_ERRORS as error:
         raise _damaged(folder, "its arrays cannot be read", error) from error
     pairs: dict[str, dict[str, Pair]] = {part: {} for part in described}
     for part, layers in described.items():

@@ -16,7 +16,7 @@ from vgg_jax.training.room import Memory
 from vgg_jax.workflows.feed import batch_size_of, padded_rows, splits_that_stay
 from vgg_jax.workflows.programs import Programs
 from vgg_jax.workflows.session import Session
-from vgg_jax.workflows.stored import Stored, find_stored
+from vgg_jax.workflows.stored import count_stored, time_reading
 from vgg_jax.workflows.timing import Timing
 
 
@@ -31,9 +31,9 @@ class Features:
         why_not: Why this training keeps none; None if it does.
         stored: How many pictures of training, view by view, have theirs on disk already.
         stored_validation: The same of validation.
-        in_memory: Whether they are in memory once they are computed, or read from the disk.
-        reading_seconds: Of bringing one picture's from the disk into memory; 0 where too few are
-            stored to tell.
+        in_memory: Whether they stay in memory; else every epoch reads them from the disk.
+        reading_seconds: Of bringing one picture's from the disk into memory; 0 where too few of the
+            training pictures' are stored to tell.
         pictures_stay: Of which splits, without kept features, the decoded pictures stay on the
             devices.
         memory_bytes: Of the kept features, or of those pictures, on each device.
@@ -62,42 +62,45 @@ def expected_features(
     config, chain = session.config, session.chain
     train, validation = data.counts["train"], data.counts["validation"]
     views = views_of(config)
-    count = train * len(views) + validation
+    total = train * len(views) + validation
     row_bytes, pooled_bytes = _bytes_of(programs.features), _bytes_of(programs.pooled)
-    nothing = Stored()
-    stored, stored_validation = [nothing] * len(views), nothing
+    stored, stored_validation = [0] * len(views), 0
 
-    def count_stored() -> int:
+    def count() -> int:
         nonlocal stored_validation
-        stored[:] = [find_stored(session, data, programs, "train", view) for view in views]
-        stored_validation = find_stored(session, data, programs, "validation", None)
-        return sum(found.count for found in (*stored, stored_validation))
+        stored[:] = [count_stored(session, data, programs, "train", view) for view in views]
+        stored_validation = count_stored(session, data, programs, "validation", None)
+        return sum(stored) + stored_validation
 
     places = Places(why_not=why_not_kept(config, chain))
     if places.why_not is None:
         places = choose_places(
             config,
             memory,
-            count=count,
+            count=total,
             disk_bytes=row_bytes,
             memory_bytes=pooled_bytes,
-            stored=count_stored,
+            stored=count,
         )
     stay = splits_that_stay(config, chain, data.counts, memory)
     held = sum(stay.values())
     if places.why_not is None:
-        held = count * pooled_bytes if memory.on_devices(places.memory) else 0
+        held = total * pooled_bytes if memory.on_devices(places.memory) else 0
+    reading = 0.0
     if not places.on_disk:
-        stored, stored_validation = [nothing] * len(views), nothing
+        stored, stored_validation = [0] * len(views), 0
+    elif any(stored):
+        most = views[stored.index(max(stored))]
+        reading = time_reading(session, data, programs, "train", most)
     return Features(
         shape=programs.features.shape,
-        bytes=count * row_bytes,
+        bytes=total * row_bytes,
         can_be_kept=not chain.mixes and bool(config.views or not config.augment),
         why_not=places.why_not,
-        stored=[found.count for found in stored],
-        stored_validation=stored_validation.count,
+        stored=stored,
+        stored_validation=stored_validation,
         in_memory=places.memory is not None,
-        reading_seconds=max(found.reading_seconds for found in (*stored, stored_validation)),
+        reading_seconds=reading,
         pictures_stay=[*stay],
         memory_bytes=held,
     )
@@ -129,17 +132,16 @@ def expected_epochs(
     steps = math.ceil(len(train) / batch_size)
     evaluations = math.ceil(len(validation) / batch_size)
 
-    def decoding(pictures: int, computing: float) -> float:
-        seconds = pictures * timing.decode
+    def beside(computing: float, seconds: float) -> float:
         # On the CPU both are done by the same cores, elsewhere at the same time.
         on_cpu = jax.default_backend() == "cpu"
         return computing + seconds if on_cpu else max(computing, seconds)
 
     train_computed = steps * (timing.prefix + timing.train)
-    train_decoded = decoding(len(train), train_computed)
+    train_decoded = beside(train_computed, len(train) * timing.decode)
     train_kept = steps * timing.train
     validation_computed = evaluations * (timing.validation_prefix + timing.evaluate)
-    validation_decoded = decoding(len(validation), validation_computed)
+    validation_decoded = beside(validation_computed, len(validation) * timing.decode)
     validation_kept = evaluations * timing.evaluate
 
     around = timing.around
@@ -157,18 +159,19 @@ def expected_epochs(
         is_new = epoch < len(features.stored)  # the view of this epoch
         missing = len(train) - features.stored[epoch] if is_new else 0
         missing_validation = len(validation) - features.stored_validation if epoch == 0 else 0
-        read = 0  # into memory once, or without room there in every epoch
-        if is_new or not features.in_memory:
-            read += len(train) - missing
-        if epoch == 0 or not features.in_memory:
-            read += len(validation) - missing_validation
-        seconds = around + read * features.reading_seconds
-        seconds += _between(train_kept, train_decoded, missing / len(train))
+        there, there_validation = len(train) - missing, len(validation) - missing_validation
+        seconds = _between(train_kept, train_decoded, missing / len(train))
         seconds += _between(
             validation_kept, validation_decoded, missing_validation / len(validation)
         )
+        if not features.in_memory:
+            seconds = beside(seconds, (there + there_validation) * features.reading_seconds)
+        elif is_new:  # they are brought there before the first step
+            there_validation = there_validation if epoch == 0 else 0
+            seconds += (there + there_validation) * features.reading_seconds
+        seconds += around
         if epoch == 0:
-            seconds += tracing
+            seconds += tracing + (2 * timing.placing if features.in_memory else 0.0)
             if missing or missing_validation:
                 seconds += programs.prefix.tracing_seconds
         kept.append(seconds)

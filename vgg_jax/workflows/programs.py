@@ -101,7 +101,11 @@ def counted(programs: Programs, session: Session, rows: int) -> Programs:
     whole = _compiled(plain.prefix)
     return dataclasses.replace(
         programs,
-        prefix=dataclasses.replace(whole, memory_bytes=programs.prefix.memory_bytes),
+        prefix=dataclasses.replace(
+            programs.prefix,
+            multiply_adds=whole.multiply_adds,
+            bytes_accessed=whole.bytes_accessed,
+        ),
         train=dataclasses.replace(programs.train, multiply_adds=_multiply_adds(plain.train)),
         evaluate=dataclasses.replace(
             programs.evaluate, multiply_adds=_multiply_adds(plain.evaluate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from contextlib import closing
 
@@ -21,47 +20,65 @@ from vgg_jax.workflows.feed import batch_size_of, padded_rows
 from vgg_jax.workflows.programs import Programs
 from vgg_jax.workflows.session import Session
 
-_READ = 200  # beside a batch to have programs ready
+_MOST_ROWS, _MOST_BYTES = 200, 100_000_000  # that are read to time it
 
 
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """What a table has of a split.
-
-    Attributes:
-        count: Pictures whose features are there.
-        reading_seconds: Of bringing those of one into memory; 0 if there are too few to tell.
-    """
-
-    count: int = 0
-    reading_seconds: float = 0.0
-
-
-def find_stored(
+def count_stored(
     session: Session, data: DataSet, programs: Programs, split: Split, view: View
-) -> Stored:
-    """Find what is on disk of a split in a view, and read a part of it."""
+) -> int:
+    """Return how many pictures of a split have their features of a view on disk.
+
+    Raises:
+        CacheError: If it cannot be read.
+    """
+    table = _open(session, data, programs, view)
+    if table is None:
+        return 0
+    with closing(table):
+        return len(_names_in(table, data, split, view))
+
+
+def time_reading(
+    session: Session, data: DataSet, programs: Programs, split: Split, view: View
+) -> float:
+    """Bring some of those features into memory; returns the seconds of one picture's.
+
+    Where fewer than two are there it is 0; errors as for `count_stored`.
+    """
+    table = _open(session, data, programs, view)
+    if table is None:
+        return 0.0
     batch_size = batch_size_of(session.config, data.splits["train"])
     rows = padded_rows(batch_size, session.mesh.size)
+    features, pooled = programs.features, programs.pooled
+    with closing(table):
+        names = _names_in(table, data, split, view)
+        row_bytes = features.size * features.dtype.itemsize
+        count = min(len(names) // 2, _MOST_ROWS, max(_MOST_BYTES // row_bytes, 1))
+        if not count:
+            return 0.0
+        seconds = 0.0
+        for few in (names[:count], names[count:][:count]):  # the first make programs ready
+            begun = time.perf_counter()
+            memory = DeviceRows(session.mesh, count, pooled.shape, np.dtype(pooled.dtype))
+            disk = DiskRows(session.mesh, table, few)
+            with closing(InMemory(memory, session.steps.pool, disk)) as kept:
+                kept.load(len(few), batch_size, rows)
+                jax.block_until_ready(kept.get(np.arange(1), rows))
+            seconds = time.perf_counter() - begun
+        return seconds / count
+
+
+def _open(session: Session, data: DataSet, programs: Programs, view: View) -> ArrayTable | None:
+    rows = padded_rows(batch_size_of(session.config, data.splits["train"]), session.mesh.size)
     settings = settings_of(
         session.config, session.steps, session.frozen, view, rows // session.mesh.size
     )
     shape, dtype = programs.features.shape, programs.features.dtype
-    table = ArrayTable.open_existing(cache_folder() / FEATURES, settings, shape, dtype)
-    if table is None:
-        return Stored()
-    with closing(table):
-        names = row_names(data.splits[split], augmented=view is not None)
-        there = names[[name.tobytes() in table for name in names]]
-        few = there[: batch_size + _READ]
-        if len(few) <= batch_size:
-            return Stored(len(there))
-        pooled = programs.pooled
-        memory = DeviceRows(session.mesh, len(few), pooled.shape, np.dtype(pooled.dtype))
-        disk = DiskRows(session.mesh, table, few)
-        with closing(InMemory(memory, session.steps.pool, disk)) as kept:
-            kept.load(batch_size, batch_size, rows)
-            begun = time.perf_counter()
-            kept.load(len(few), batch_size, rows)
-            jax.block_until_ready(kept.get(np.arange(1), rows))
-            return Stored(len(there), (time.perf_counter() - begun) / len(few))
+    return ArrayTable.open_existing(cache_folder() / FEATURES, settings, shape, dtype)
+
+
+def _names_in(table: ArrayTable, data: DataSet, split: Split, view: View) -> np.ndarray:
+    """Return the names of those rows of a split that the table has, uint8 `[n, 16]`."""
+    names = row_names(data.splits[split], augmented=view is not None)
+    return names[[name.tobytes() in table for name in names]]

@@ -37,6 +37,8 @@ class Timing:
     Attributes:
         decode: Of one picture, with all threads that read.
         prefix: Of one batch of training, from decoded pictures to features.
+        placing: Until features of a split's first batch are in memory, of making the programs ready
+            that bring them there, mostly.
         train: Of one step, from features that are kept.
         validation_prefix: As `prefix`, of one batch of validation.
         evaluate: Of one batch of validation, from features that are kept.
@@ -47,6 +49,7 @@ class Timing:
 
     decode: float
     prefix: float
+    placing: float
     train: float
     validation_prefix: float
     evaluate: float
@@ -63,12 +66,12 @@ def measure(session: Session, data: DataSet, progress: Progress) -> Timing:
     """
     steps, source = session.steps, session.source
     train, batches, decode = _decoded(source, data, "train")
-    prefix, kept = _time_prefix(source, train, batches, session.chain.mixes)
+    prefix, placing, kept = _time_prefix(source, train, batches, session.chain.mixes)
 
     validation_prefix, validation_kept = prefix, kept
     if session.chain.on_device:  # then validation has a program of its own
         validation, batches, _ = _decoded(source, data, "validation")
-        validation_prefix, validation_kept = _time_prefix(source, validation, batches, False)
+        validation_prefix, _, validation_kept = _time_prefix(source, validation, batches, False)
 
     state = standing_still(session.state, session.mesh)
 
@@ -97,7 +100,7 @@ def measure(session: Session, data: DataSet, progress: Progress) -> Timing:
                 "Epochs could not be rehearsed, and may take twice as long as is said:"
                 f" {first_line(error)}"
             )
-    return Timing(decode, prefix, step, validation_prefix, evaluate, around)
+    return Timing(decode, prefix, placing, step, validation_prefix, evaluate, around)
 
 
 def _decoded(source: Source, data: DataSet, split: Split) -> tuple[Features, list[Batch], float]:
@@ -117,8 +120,8 @@ def _time_prefix(
     features: Features,
     batches: list[Batch],
     mixes: bool,
-) -> tuple[float, KeptBatches]:
-    """Return the seconds of a batch, and the first batches with features that are kept."""
+) -> tuple[float, float, KeptBatches]:
+    """Return seconds: of a batch, and of keeping the first; and batches that are kept."""
     order = np.arange(len(features.labels))
     pieces = pieces_of(order, features.batch_size)[:_KEPT]
     labels = [features.labels[piece] for piece in pieces]
@@ -135,13 +138,18 @@ def _time_prefix(
 
     seconds = _time(prefixes())
     if mixes:  # which kept features do not go with
-        return seconds, KeptBatches(lambda: found, labels)
+        return seconds, 0.0, KeptBatches(lambda: found, labels)
+    jax.block_until_ready(found)
+    begun = time.perf_counter()
     shape, dtype = found[0].features.shape[1:], np.dtype(found[0].features.dtype)
     rows = InMemory(DeviceRows(source.mesh, len(order), shape, dtype), lambda pooled: pooled)
+    rows.put(pieces[0], found[0].features)
+    jax.block_until_ready(rows.get(pieces[0], features.rows))
+    placing = time.perf_counter() - begun
     for piece, inputs in zip(pieces, found, strict=True):
         rows.put(piece, inputs.features)
     kept = dataclasses.replace(features, keep=_Kept(rows))
-    return seconds, KeptBatches(lambda: kept.batches(np.concatenate(pieces), 1), labels)
+    return seconds, placing, KeptBatches(lambda: kept.batches(np.concatenate(pieces), 1), labels)
 
 
 @dataclasses.dataclass(frozen=True)
