@@ -20,7 +20,7 @@ from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import Inputs, TrainState, replicate
 from vgg_jax.workflows.session import Session
 
-_EPOCHS = 8  # the first warms up
+_LEAST, _MOST = 8, 32  # epochs, the first of which warms up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,7 @@ def rehearse(
     validation: KeptBatches,
     steps: int,
     evaluations: int,
+    epochs: int,
 ) -> float:
     """Return the median seconds of epochs that are trained and saved as a training does it.
 
@@ -59,6 +60,7 @@ def rehearse(
         validation: Of validation.
         steps: Batches of training in an epoch.
         evaluations: Batches of validation in an epoch.
+        epochs: How many would do; not fewer than 8 are taken, nor more than 32.
 
     Raises:
         RunError: If what is saved, and removed at the end, cannot be written.
@@ -79,7 +81,7 @@ def rehearse(
         fit(
             *(session.steps, state, {}, feed, run),
             mesh=session.mesh,
-            limits=Limits(epochs=_EPOCHS, on_nan=session.config.on_nan),
+            limits=Limits(epochs=min(max(epochs, _LEAST), _MOST), on_nan=session.config.on_nan),
             learning_rate=0.0,
             progress=Progress(),
         )

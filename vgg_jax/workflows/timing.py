@@ -94,7 +94,9 @@ def measure(session: Session, data: DataSet, progress: Progress) -> Timing:
     saved = sum(value.nbytes for value in jax.tree.leaves((state.trained, state.optimizer)))
     if batches_alone < _SHORT and saved < _MOST_BYTES:
         try:
-            around = rehearse(session, state, kept, validation_kept, *counts) - batches_alone
+            epochs = round(_SECONDS / batches_alone)
+            usual = rehearse(session, state, kept, validation_kept, *counts, epochs=epochs)
+            around = usual - batches_alone
         except (RunError, TrainingError, OSError) as error:
             progress.warn(
                 "Epochs could not be rehearsed, and may take twice as long as is said:"
