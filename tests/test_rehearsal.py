@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 import statistics
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from training_runs import Recorder
 
 from vgg_jax.config import TrainConfig
-from vgg_jax.workflows import timing
+from vgg_jax.errors import TrainingError
+from vgg_jax.workflows import rehearsal, timing
 from vgg_jax.workflows.plan import plan
+from vgg_jax.workflows.rehearsal import KeptBatches, rehearse
 from vgg_jax.workflows.train import train
 
 
@@ -51,3 +55,32 @@ def test_a_full_disk_is_told_and_does_not_end_it(options, tmp_path, monkeypatch)
     found = planned({**options, "features": "memory"}, recorder)
     assert found.epoch_seconds[-1] > 0
     assert any("could not be rehearsed" in text for text in recorder.warnings)
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [(1, 8), (20, 20), (100, 32)])
+def test_so_many_epochs_are_rehearsed(monkeypatch, wanted, taken):
+    limits = []
+
+    def fit(*arguments, **named):
+        limits.append(named["limits"].epochs)
+        raise TrainingError("seen")
+
+    monkeypatch.setattr(rehearsal, "fit", fit)
+    batches = KeptBatches(lambda: (), [np.zeros(4, np.int32)])
+    session = SimpleNamespace(steps=None, mesh=None, config=SimpleNamespace(on_nan="stop"))
+    with pytest.raises(TrainingError, match="seen"):
+        rehearse(session, None, batches, batches, 2, 1, wanted)  # pyright: ignore
+    assert limits == [taken]
+
+
+@pytest.mark.parametrize(("batch_size", "in_a_pass"), [(8, 100), (16, 2)])  # of 21 pictures
+def test_a_pass_over_whole_batches_is_long(options, monkeypatch, batch_size, in_a_pass):
+    passes = []
+
+    def count(session, state, train, *others, epochs):
+        passes.append(sum(1 for _ in train.batches()))
+        return 1.0
+
+    monkeypatch.setattr(timing, "rehearse", count)
+    planned({**options, "batch_size": batch_size})
+    assert passes == [in_a_pass]

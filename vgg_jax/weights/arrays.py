@@ -23,7 +23,8 @@ def _is_no_echo(record: logging.LogRecord) -> bool:
 logging.getLogger("absl").addFilter(_is_no_echo)
 
 
-READ_ERRORS = (OSError, ValueError, KeyError, TypeError)  # of Orbax and TensorStore
+# What Orbax, TensorStore and JSON raise where files are damaged.
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
 
 
 class UnreadableArray(ValueError):
@@ -49,8 +50,8 @@ class _NumpyHandler(_types.NumpyHandler):
         """Read arrays at the same time.
 
         Raises:
-            UnreadableArray: For the first, in their order, that cannot be read; what is no fault
-                of the disk or the files is raised as it is.
+            UnreadableArray: For the first, in their order, that cannot be read. Errors others than
+                `READ_ERRORS` are raised as they are.
         """
         one = super().deserialize
         wanted = args or [ocp.RestoreArgs()] * len(infos)

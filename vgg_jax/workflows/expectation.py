@@ -16,7 +16,7 @@ from vgg_jax.training.room import Memory
 from vgg_jax.workflows.feed import batch_size_of, padded_rows, splits_that_stay
 from vgg_jax.workflows.programs import Programs
 from vgg_jax.workflows.session import Session
-from vgg_jax.workflows.stored import count_stored, time_reading
+from vgg_jax.workflows.stored import count_stored
 from vgg_jax.workflows.timing import Timing
 
 
@@ -31,9 +31,10 @@ class Features:
         why_not: Why this training keeps none; None if it does.
         stored: How many pictures of training, view by view, have theirs on disk already.
         stored_validation: The same of validation.
-        in_memory: Whether they stay in memory; else every epoch reads them from the disk.
-        reading_seconds: Of bringing one picture's from the disk into memory; 0 where too few of the
-            training pictures' are stored to tell.
+        in_memory: Whether they stay in memory; where they are kept on disk alone, every epoch reads
+            them.
+        reading_seconds: Of bringing one picture's from the disk into memory; 0 until that is
+            measured, and where too few are stored to tell.
         pictures_stay: Of which splits, without kept features, the decoded pictures stay on the
             devices.
         memory_bytes: Of the kept features, or of those pictures, on each device.
@@ -66,7 +67,7 @@ def expected_features(
     row_bytes, pooled_bytes = _bytes_of(programs.features), _bytes_of(programs.pooled)
     stored, stored_validation = [0] * len(views), 0
 
-    def count() -> int:
+    def find_stored() -> int:
         nonlocal stored_validation
         stored[:] = [count_stored(session, data, programs, "train", view) for view in views]
         stored_validation = count_stored(session, data, programs, "validation", None)
@@ -80,18 +81,14 @@ def expected_features(
             count=total,
             disk_bytes=row_bytes,
             memory_bytes=pooled_bytes,
-            stored=count,
+            stored=find_stored,
         )
     stay = splits_that_stay(config, chain, data.counts, memory)
     held = sum(stay.values())
     if places.why_not is None:
         held = total * pooled_bytes if memory.on_devices(places.memory) else 0
-    reading = 0.0
     if not places.on_disk:
         stored, stored_validation = [0] * len(views), 0
-    elif any(stored):
-        most = views[stored.index(max(stored))]
-        reading = time_reading(session, data, programs, "train", most)
     return Features(
         shape=programs.features.shape,
         bytes=total * row_bytes,
@@ -100,7 +97,7 @@ def expected_features(
         stored=stored,
         stored_validation=stored_validation,
         in_memory=places.memory is not None,
-        reading_seconds=reading,
+        reading_seconds=0.0,
         pictures_stay=[*stay],
         memory_bytes=held,
     )
@@ -167,12 +164,12 @@ def expected_epochs(
         if not features.in_memory:
             seconds = beside(seconds, (there + there_validation) * features.reading_seconds)
         elif is_new:  # they are brought there before the first step
-            there_validation = there_validation if epoch == 0 else 0
-            seconds += (there + there_validation) * features.reading_seconds
+            read = there + (there_validation if epoch == 0 else 0)
+            seconds += read * features.reading_seconds
         seconds += around
         if epoch == 0:
             seconds += tracing + (2 * timing.placing if features.in_memory else 0.0)
-            if missing or missing_validation:
+            if missing or missing_validation:  # by one prefix, although there may be two
                 seconds += programs.prefix.tracing_seconds
         kept.append(seconds)
     return Epochs(computed, kept)

@@ -10,14 +10,17 @@ import jax
 
 from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.config import TrainConfig
+from vgg_jax.data.examples import DataSet, Split
 from vgg_jax.data.sources import open_data
 from vgg_jax.demo.pictures import demo_folder
-from vgg_jax.errors import TrainingError
+from vgg_jax.errors import CacheError, TrainingError
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress, format_bytes
+from vgg_jax.training.keeping import View, views_of
 from vgg_jax.training.memory import available_bytes, naming_a_smaller_batch
 from vgg_jax.training.room import Memory
 from vgg_jax.training.steps import data_mesh
+from vgg_jax.weights.metadata import first_line
 from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.backbone import open_backbone
 from vgg_jax.workflows.expectation import (
@@ -30,8 +33,9 @@ from vgg_jax.workflows.expectation import (
 )
 from vgg_jax.workflows.feed import batch_size_of, padded_rows
 from vgg_jax.workflows.load import build_functional
-from vgg_jax.workflows.programs import Program, compile_programs, counted
+from vgg_jax.workflows.programs import Program, Programs, compile_programs, counted
 from vgg_jax.workflows.session import Session, chain_of
+from vgg_jax.workflows.stored import time_reading
 from vgg_jax.workflows.timing import measure
 
 _SAFE = 0.85  # of what is free: pictures that are read ahead, and the like, are not counted
@@ -165,6 +169,7 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     progress.note("Measuring a few batches.")
     with naming_a_smaller_batch(batch_size, _smaller):
         timing = measure(session, data, progress)
+        features = _with_reading(features, session, data, programs, progress)
     return Plan(
         data=data.name,
         examples=data.counts,
@@ -182,6 +187,24 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
         features=features,
         epochs=expected_epochs(resolved, data, programs, timing, features),
     )
+
+
+def _with_reading(
+    features: Features, session: Session, data: DataSet, programs: Programs, progress: Progress
+) -> Features:
+    """Return features with the time of reading those of which the most are stored."""
+    stored: dict[tuple[Split, View], int] = {("validation", None): features.stored_validation}
+    for view, count in zip(views_of(session.config), features.stored, strict=True):
+        stored["train", view] = count
+    split, view = max(stored, key=lambda each: stored[each])
+    if not stored[split, view]:
+        return features
+    try:
+        seconds = time_reading(session, data, programs, split, view)
+    except CacheError as error:
+        progress.warn(f"How long reading features takes is left out: {first_line(error)}")
+        return features
+    return dataclasses.replace(features, reading_seconds=seconds)
 
 
 def _smaller(batch_size: int) -> str:

@@ -20,7 +20,7 @@ from vgg_jax.workflows.feed import batch_size_of, padded_rows
 from vgg_jax.workflows.programs import Programs
 from vgg_jax.workflows.session import Session
 
-_MOST_ROWS, _MOST_BYTES = 200, 100_000_000  # that are read to time it
+_MOST_ROWS, _MOST_BYTES = 200, 100_000_000  # that are timed, but for two batches at least
 
 
 def count_stored(
@@ -43,7 +43,10 @@ def time_reading(
 ) -> float:
     """Bring some of those features into memory; returns the seconds of one picture's.
 
-    Where fewer than two are there it is 0; errors as for `count_stored`.
+    Where fewer than two batches are there it is 0.
+
+    Raises:
+        CacheError: If they cannot be read.
     """
     table = _open(session, data, programs, view)
     if table is None:
@@ -51,14 +54,15 @@ def time_reading(
     batch_size = batch_size_of(session.config, data.splits["train"])
     rows = padded_rows(batch_size, session.mesh.size)
     features, pooled = programs.features, programs.pooled
+    most = min(_MOST_ROWS, _MOST_BYTES // (features.size * features.dtype.itemsize))
     with closing(table):
         names = _names_in(table, data, split, view)
-        row_bytes = features.size * features.dtype.itemsize
-        count = min(len(names) // 2, _MOST_ROWS, max(_MOST_BYTES // row_bytes, 1))
-        if not count:
+        batches = min(max(most // batch_size, 2), len(names) // batch_size - 1)
+        if batches < 1:
             return 0.0
+        count = batches * batch_size
         seconds = 0.0
-        for few in (names[:count], names[count:][:count]):  # the first make programs ready
+        for few in (names[:batch_size], names[batch_size:][:count]):  # the first warms up
             begun = time.perf_counter()
             memory = DeviceRows(session.mesh, count, pooled.shape, np.dtype(pooled.dtype))
             disk = DiskRows(session.mesh, table, few)
@@ -66,7 +70,7 @@ def time_reading(
                 kept.load(len(few), batch_size, rows)
                 jax.block_until_ready(kept.get(np.arange(1), rows))
             seconds = time.perf_counter() - begun
-        return seconds / count
+    return seconds / count
 
 
 def _open(session: Session, data: DataSet, programs: Programs, view: View) -> ArrayTable | None:

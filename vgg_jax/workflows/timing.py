@@ -25,7 +25,7 @@ from vgg_jax.workflows.session import Session
 
 _BATCHES = 4  # decoded
 _KEPT = 2  # of them, those whose features are used again and again
-_AGAIN = 50  # before a pass over the features ends, whose start and end are a part of an epoch
+_AGAIN = 50  # in one pass, whose start and end are a part of an epoch, not of a step
 _LEAST, _MOST, _SECONDS = 2, 500, 3.0  # how many of a kind are measured, how long about
 _SHORT = 1.0  # seconds of an epoch's batches, of which what is around them is a part that counts
 _MOST_BYTES = 200_000_000  # of a checkpoint of such an epoch, to rehearse it
@@ -38,8 +38,7 @@ class Timing:
     Attributes:
         decode: Of one picture, with all threads that read.
         prefix: Of one batch of training, from decoded pictures to features.
-        placing: Until features of a split's first batch are in memory, of making the programs ready
-            that bring them there, mostly.
+        placing: Of bringing a split's first features into memory, mostly of making that ready.
         train: Of one step, from features that are kept.
         validation_prefix: As `prefix`, of one batch of validation.
         evaluate: Of one batch of validation, from features that are kept.
@@ -152,6 +151,7 @@ def _time_prefix(
     for piece, inputs in zip(pieces, found, strict=True):
         rows.put(piece, inputs.features)
     kept = dataclasses.replace(features, keep=_Kept(rows))
+    # After a smaller batch the next one would be cut elsewhere.
     is_even = all(len(piece) == features.batch_size for piece in pieces)
     positions = np.tile(np.concatenate(pieces), _AGAIN if is_even else 1)
     return seconds, placing, KeptBatches(lambda: kept.batches(positions, 1), labels)
