@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
+import subprocess
+import sys
 import tempfile
 
 import jax
@@ -97,6 +101,29 @@ def test_what_was_compiled_is_what_runs(options, caplog):
     assert counts == {"jit(train)": 3}
     assert names.count("jit(evaluate)") == 3
     assert names.count("jit(features)") == 4
+
+
+@pytest.mark.parametrize("features", ["memory", "off"])
+def test_a_training_finds_what_was_compiled(options, tmp_path, features):
+    given = flags({**options, "features": features, "epochs": 1})
+    environment = {
+        **os.environ,
+        "VGG_JAX_CACHE": str(tmp_path / "cache"),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_DEBUG_LOG_MODULES": "jax._src.compiler",
+    }
+    for command in (["plan", *given], ["train", *given, "--run", str(tmp_path / "run")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "vgg_jax", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    found = set(re.findall(r"compilation cache hit for 'jit_(\w+)'", done.stderr))
+    missed = set(re.findall(r"COMPILATION CACHE MISS for 'jit_(\w+)'", done.stderr))
+    assert found >= {"features", "train", "evaluate"}
+    assert missed.isdisjoint({"features", "train", "evaluate"})
 
 
 def test_nothing_is_left_on_disk(options, tmp_path, monkeypatch):

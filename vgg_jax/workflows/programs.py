@@ -117,8 +117,12 @@ def _lower(session: Session, steps: Steps, rows: int) -> _Lowered:
     mesh, frozen = session.mesh, session.frozen
     by_row = NamedSharding(mesh, PartitionSpec("data"))
 
-    def array(shape: tuple[int, ...], dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=by_row)
+    # On one device XLA calls what it gives replicated. A program for rows that are spread would be
+    # another one to the compilation cache, and the training would compile its own.
+    given = by_row if mesh.size > 1 else NamedSharding(mesh, PartitionSpec())
+
+    def array(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding = by_row) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
 
     side = session.config.image_size
     images, content = array((side, side, 3), np.uint8), array((3,), np.uint32)
@@ -129,7 +133,7 @@ def _lower(session: Session, steps: Steps, rows: int) -> _Lowered:
         batch = {"images": images, "labels": labels, "valid": valid, "content": content}
         prefix = _traced(steps.mixed_features, steps, frozen, batch, number, number)
         features, targets = prefix.lowered.out_info
-        targets = array(targets.shape[1:], targets.dtype)
+        targets = array(targets.shape[1:], targets.dtype, given)
     elif session.chain.on_device:
         prefix = _traced(steps.augmented_features, steps, frozen, images, content, number)
         features = prefix.lowered.out_info
@@ -137,7 +141,7 @@ def _lower(session: Session, steps: Steps, rows: int) -> _Lowered:
         prefix = _traced(steps.features, steps, frozen, images)
         features = prefix.lowered.out_info
     pooled = jax.eval_shape(steps.pool, features)
-    pooled = array(pooled.shape[1:], pooled.dtype)
+    pooled = array(pooled.shape[1:], pooled.dtype, given)
     totals = replicate(mesh, Totals.start())
     return _Lowered(
         prefix,
