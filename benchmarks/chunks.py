@@ -11,7 +11,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,8 @@ class Trial:
 
         from vgg_jax.augment.chain import Chain
         from vgg_jax.config import TrainConfig
-        from vgg_jax.training.steps import Inputs, Totals, put_batch, replicate
+        from vgg_jax.training.inputs import Inputs
+        from vgg_jax.training.steps import Totals, put_batch, replicate
         from vgg_jax.workflows.backbone import open_backbone
         from vgg_jax.workflows.load import build_functional
         from vgg_jax.workflows.session import Session
@@ -134,7 +134,7 @@ class Trial:
         self.stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.batches)
 
     def in_chunks(self) -> dict[str, Any]:
-        """Compare steps one by one with a loop in one program, and with the loop unrolled."""
+        """Compare steps one by one with a loop in one program, as in chunks, and unrolled."""
         import jax
 
         def one_by_one(state: Any, totals: Any) -> Any:
@@ -142,19 +142,14 @@ class Trial:
                 state, totals = self.steps.train(state, totals, inputs)
             return state, totals
 
-        def scan(unroll: bool, state: Any, totals: Any) -> Any:
-            return jax.lax.scan(
-                lambda carry, inputs: (self.steps.train(*carry, inputs), None),
-                (state, totals),
-                self.stacked,
-                unroll=unroll,
-            )[0]
+        def loop(state: Any, totals: Any) -> Any:
+            return self.steps.train(state, totals, self.stacked)
 
         start = (self.state, self.totals)
         ways = {
             "one by one": (one_by_one, start),
-            "lax.scan": (jax.jit(partial(scan, False), donate_argnums=(0, 1)), start),
-            "unrolled": (jax.jit(partial(scan, True), donate_argnums=(0, 1)), start),
+            "loop": (loop, start),
+            "unrolled": (jax.jit(one_by_one, donate_argnums=(0, 1)), start),
         }
         ms = timed(ways, self.part.repeats)
         per_step = {way: round(value / self.part.steps, 3) for way, value in ms.items()}

@@ -41,11 +41,12 @@ from vgg_jax.errors import RunError, TrainingInterrupted
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Checkpoints, fill_leaves
 from vgg_jax.training.epoch import Feed, Limits
+from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.loop import fit
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import Inputs, data_mesh, replicate
+from vgg_jax.training.steps import data_mesh, replicate
 
 EPOCHS, STEPS, ROWS = 3, 3, 4
 OPERATIONS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}

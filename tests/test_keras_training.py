@@ -16,8 +16,9 @@ from vgg_jax.model.classifier import Classifier, make_functional
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.model.heads import Dense256
 from vgg_jax.model.vgg16 import VGG16
+from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.optim import make_optimizer
-from vgg_jax.training.steps import Hyperparameters, Inputs, Steps, Totals, TrainState
+from vgg_jax.training.steps import Hyperparameters, Steps, Totals, TrainState
 
 GOLDEN = Path(__file__).parent / "golden"
 LEARNING_RATE = 1e-4

@@ -31,9 +31,15 @@ run("disk", 11, features="disk")  # finds what batches of another size, of one p
 run("memory", 11, features="memory")
 run("fresh", 11, augment=("keras",))
 run("views", 11, augment=("keras",), views=2)  # as many as epochs
+head = dict(train_from="head", head="linear")
+run("chunks", 4, **head)
+from vgg_jax.workflows import session
+session.chunk_size = lambda *others, mixes: 1
+run("steps", 4, features="off", **head)
 """
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     same_run(tmp_path / "off", tmp_path / "disk")
     same_run(tmp_path / "off", tmp_path / "memory")
     same_run(tmp_path / "fresh", tmp_path / "views")
+    same_run(tmp_path / "steps", tmp_path / "chunks")

@@ -103,9 +103,14 @@ def test_what_was_compiled_is_what_runs(options, caplog):
     assert names.count("jit(features)") == 4
 
 
-@pytest.mark.parametrize("features", ["memory", "off"])
-def test_a_training_finds_what_was_compiled(options, tmp_path, features):
-    given = flags({**options, "features": features, "epochs": 1})
+@pytest.mark.parametrize(
+    "others",
+    [{"features": "memory"}, {"features": "off", "train_from": "head", "head": "linear"}],
+    ids=str,
+)
+def test_a_training_finds_what_was_compiled(options, tmp_path, others):
+    """In batches, and in chunks of them."""
+    given = flags({**options, **others, "epochs": 1})
     environment = {
         **os.environ,
         "VGG_JAX_CACHE": str(tmp_path / "cache"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import statistics
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from training_runs import Recorder
 
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import TrainingError
+from vgg_jax.training.inputs import Inputs
 from vgg_jax.workflows import rehearsal, timing
 from vgg_jax.workflows.plan import plan
 from vgg_jax.workflows.rehearsal import KeptBatches, rehearse
@@ -66,21 +69,47 @@ def test_so_many_epochs_are_rehearsed(monkeypatch, wanted, taken):
         raise TrainingError("seen")
 
     monkeypatch.setattr(rehearsal, "fit", fit)
-    batches = KeptBatches(lambda: (), [np.zeros(4, np.int32)])
+    batches = KeptBatches(lambda count, chunk: iter(()), [np.zeros(4, np.int32)])
     session = SimpleNamespace(steps=None, mesh=None, config=SimpleNamespace(on_nan="stop"))
     with pytest.raises(TrainingError, match="seen"):
         rehearse(session, None, batches, batches, 2, 1, wanted)  # pyright: ignore
     assert limits == [taken]
 
 
-@pytest.mark.parametrize(("batch_size", "in_a_pass"), [(8, 100), (16, 2)])  # of 21 pictures
-def test_a_pass_over_whole_batches_is_long(options, monkeypatch, batch_size, in_a_pass):
-    passes = []
+@pytest.mark.parametrize(
+    ("others", "of_training", "of_validation"),  # of 21 and of 9 pictures
+    [
+        ({"batch_size": 8}, 5 * [1], 5 * [1]),
+        ({"batch_size": 16}, 5 * [1], 5 * [1]),
+        ({"train_from": "head", "head": "linear", "batch_size": 8}, [3, 2], [2, 2, 1]),
+    ],
+    ids=["whole batches", "the second smaller", "chunks"],
+)
+def test_as_many_batches_are_rehearsed_as_an_epoch_has(
+    options, monkeypatch, others, of_training, of_validation
+):
+    found = []
 
-    def count(session, state, train, *others, epochs):
-        passes.append(sum(1 for _ in train.batches()))
+    def count(session, state, train, validation, *others, epochs):
+        for kept in (train, validation):
+            found.append([inputs.batches for inputs in kept.batches(5)])
+            assert sum(int(inputs.valid.sum()) for inputs in kept.batches(2)) == sum(
+                map(len, kept.labels)
+            )
         return 1.0
 
     monkeypatch.setattr(timing, "rehearse", count)
-    planned({**options, "batch_size": batch_size})
-    assert passes == [in_a_pass]
+    planned({**options, **others})
+    assert found == [of_training, of_validation]
+
+
+def test_a_pass_over_whole_chunks_is_long():
+    given: list[tuple[int, int]] = []
+
+    def give(count, chunk_size):
+        given.append((count, chunk_size))
+        yield from cast("list[Inputs]", [0, 1, 2])
+
+    kept = KeptBatches(give, [], 7)
+    assert [*itertools.islice(kept.endless(), 4)] == [0, 1, 2, 0]
+    assert given == 2 * [(105, 7)]

@@ -171,9 +171,9 @@ def test_each_stops_early_by_itself(given, tmp_path, stacked):
 
 @pytest.mark.parametrize(("looks", "epochs"), [(1, 0), (4, 0), (6, 1)])
 def test_an_interrupted_group_keeps_its_epochs_and_goes_on(looks, epochs, given, tmp_path, stacked):
-    """An epoch has 3 steps and 2 batches of validation."""
+    """An epoch has 3 steps and 2 batches of validation, one by one as features are not kept."""
     folder = tmp_path / "sweep"
-    given["learning_rate"] = [1e-2, 1e-3]
+    given |= {"learning_rate": [1e-2, 1e-3], "features": "off"}
     with pytest.raises(TrainingInterrupted, match=r"the epochs before it are saved.\nGo on with"):
         run_sweep(candidates_of(given), str(folder), Progress(), After(looks))
     for name in ("lr1e-2", "lr1e-3"):

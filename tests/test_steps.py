@@ -22,11 +22,11 @@ from vgg_jax.layers import LAYERS
 from vgg_jax.model.classifier import build_classifier, make_functional
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.model.vgg16 import VGG16
-from vgg_jax.plugin_choices import PluginChoice
+from vgg_jax.plugin_choices import parse_choice
+from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.steps import (
     Hyperparameters,
-    Inputs,
     Steps,
     Totals,
     TrainState,
@@ -49,7 +49,7 @@ def prepare(
     backbone = VGG16.random(width, seed=0)
     classifier = build_classifier(
         backbone,
-        PluginChoice(head),
+        parse_choice(head),
         num_classes=3,
         image_size=image_size,
         boundary=boundary,
@@ -308,7 +308,7 @@ def test_evaluation_needs_no_key_and_repeats():
 
 
 def test_augmentation_is_for_training_alone():
-    chain = build_chain([PluginChoice("keras")])
+    chain = build_chain([parse_choice("keras")])
     plain, state, frozen = prepare()
     batch = make_batch()
     expected = plain.evaluate(state.trained, inputs_of(plain, frozen, batch))[0]

@@ -14,11 +14,12 @@ from vgg_jax.config import OnNan
 from vgg_jax.errors import TrainingInterrupted
 from vgg_jax.progress import EpochMetrics, Progress
 from vgg_jax.training.epoch_end import checked_sums, metrics_of_epoch, sums_of_epoch
+from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.memory import naming_a_smaller_batch
 from vgg_jax.training.position import Position, Sums
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import Inputs, Steps, Totals, TrainState, replicate
+from vgg_jax.training.steps import Steps, Totals, TrainState, replicate
 from vgg_jax.training.validation import closing_at_end, evaluate_batches
 
 _SECONDS_BETWEEN_REPORTS = 0.5
@@ -30,7 +31,7 @@ class Feed:
 
     Attributes:
         train: Gives the batches of an epoch, in its order, without so many examples at its
-            beginning; told the steps taken before.
+            beginning; told the steps taken before. Perhaps in chunks, as `validation` does.
         validation: Gives the batches of the validation split, in order.
         labels: Of the validation split, int32 `[N]`.
         examples: Number of training examples.
@@ -57,7 +58,7 @@ class Limits:
         early_stop: End after this many epochs without a better validation loss; None for never.
         checkpoint_seconds: Most seconds between two checkpoints.
         on_nan: Whether a step whose loss or gradient is not finite ends the training or is skipped.
-        interruption: Looked at after each step.
+        interruption: Looked at after each step, or chunk of steps.
     """
 
     epochs: int
@@ -122,14 +123,15 @@ class Epoch:
         batches = self._feed.train(self._start.epoch, self._start.examples, int(state.step))
         # Placed as the step returns them, or it compiles twice.
         totals = replicate(self._mesh, Totals.start(self._start.sums))
-        reported = time.perf_counter()
-        for i, inputs in enumerate(closing_at_end(batches), start=self._first):
+        taken, reported = self._first, time.perf_counter()
+        for inputs in closing_at_end(batches):
             jax.block_until_ready(totals)  # bounds how many batches wait
-            if i > self._first and time.perf_counter() - reported >= _SECONDS_BETWEEN_REPORTS:
+            if taken > self._first and time.perf_counter() - reported >= _SECONDS_BETWEEN_REPORTS:
                 reported = time.perf_counter()
-                self._report(i, totals)  # which are there, before the next step takes them over
+                self._report(taken, totals)  # which are there, before the next step takes them over
             state, totals = self._steps.train(state, totals, inputs)
-            self._serve(state, totals, i + 1)
+            taken += inputs.batches
+            self._serve(state, totals, taken)
         self._report(self._count, totals)
         return state, totals
 

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any, Protocol, cast
 
 import jax
@@ -18,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.data.pipeline import Batch
+from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.kept_rows import KeptRows
 from vgg_jax.training.rows import DeviceRows, padded
-from vgg_jax.training.steps import Inputs
 from vgg_jax.training.validation import closing_at_end
 
 # Gives batches of the pictures at some positions, in that order, as they are in a view.
@@ -47,6 +48,8 @@ class Features:
         labels: int32 `[N]`.
         batch_size: Examples in a batch.
         rows: Rows of a batch, with padding: `batch_size` or more.
+        chunk_size: Batches of a chunk, see `vgg_jax.training.inputs.Inputs`; with 1 there are no
+            chunks. Otherwise `rows` must be `batch_size`.
         read: Gives pictures in batches of `batch_size`.
         put: Transfers arrays `[rows, …]` to the devices.
         compute: Maps such a batch, in a view, to its features `[rows, …]`.
@@ -61,10 +64,14 @@ class Features:
     put: Callable[[Any], Any]
     compute: Callable[[Batch, int], jax.Array]
     pool: Callable[[jax.Array], jax.Array]
+    chunk_size: int = 1
     keep: Keep | None = None
 
     def batches(self, order: np.ndarray, view: int) -> Iterator[Inputs]:
-        """Yield the examples at the positions `order`, in batches; the last is padded."""
+        """Yield the examples at the positions `order`, in batches; the last is padded.
+
+        Or in chunks of them: of one batch each, unless all features are in memory.
+        """
         if self.keep is None:
             with closing(self._computed(order, view)) as computed:
                 for positions, features in computed:
@@ -76,8 +83,10 @@ class Features:
 
     def _through(self, rows: KeptRows, order: np.ndarray, view: int) -> Generator[Inputs]:
         """Yield batches out of `rows`, computed first where they are missing."""
-        pieces = pieces_of(order, self.batch_size)
         missing = order[~rows.has(order)]
+        at_once = self.chunk_size if rows.in_memory else 1
+        count = at_once * self.rows  # of one shape, whether or not rows are missing
+        pieces = pieces_of(order, (1 if len(missing) else at_once) * self.batch_size)
         coming = {*missing.tolist()}
         with closing(self._computed(missing, view)) as computed:
             for positions, following in itertools.zip_longest(pieces, pieces[1:]):
@@ -85,8 +94,8 @@ class Features:
                 while features is None:  # as long as rows turn out to be lost when they are read
                     self._complete(rows, positions, view, computed, coming)
                     if following is not None and rows.has(following).all():
-                        rows.prefetch(following, self.rows)
-                    features = rows.get(positions, self.rows)
+                        rows.prefetch(following, count)
+                    features = rows.get(positions, count)
                 yield self._inputs(positions, features)
 
     def _complete(
@@ -134,8 +143,12 @@ class Features:
         return largest, count
 
     def _inputs(self, positions: np.ndarray, features: jax.Array) -> Inputs:
-        labels = self.labels[padded(positions, self.rows)]
-        return Inputs(features, *self.put((labels, np.arange(self.rows) < len(positions))))
+        count = self.chunk_size * self.rows
+        labels, valid = self.labels[padded(positions, count)], np.arange(count) < len(positions)
+        if self.chunk_size > 1:
+            features = in_chunk(features, self.chunk_size, self.rows)
+            labels, valid = (array.reshape(-1, self.rows) for array in (labels, valid))
+        return Inputs(features, *self.put((labels, valid)))
 
 
 class ResidentPictures:
@@ -172,6 +185,14 @@ class ResidentPictures:
             valid = np.arange(self._rows) < len(positions)
             images = cast("np.ndarray", self._pictures.get(positions, self._rows))
             yield Batch(images, self._labels[index], valid, self._content[index], index)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def in_chunk(array: jax.Array, batches: int, rows: int) -> jax.Array:
+    """Cut an array, `[n, …]` of one batch or more, into batches `[batches, rows, …]`, padded."""
+    missing = batches * rows - len(array)
+    padded = jnp.pad(array, ((0, missing), *[(0, 0)] * (array.ndim - 1)))
+    return padded.reshape(batches, rows, *array.shape[1:])
 
 
 def pieces_of(order: np.ndarray, size: int) -> list[np.ndarray]:

@@ -24,7 +24,12 @@ class KeptRows(Rows, Protocol):
 
     What the disk does not take costs computing it again, nothing else: it is told, once, and no
     method raises.
+
+    Attributes:
+        in_memory: Whether rows come from there, so that many at once are no burden.
     """
+
+    in_memory: bool
 
     def prefetch(self, positions: np.ndarray, rows: int) -> None:
         """Make ready for a `get` of these positions."""
@@ -45,6 +50,8 @@ class KeptRows(Rows, Protocol):
 
 class InMemory:
     """Kept in memory, and on disk as long as that can be written to."""
+
+    in_memory = True
 
     def __init__(
         self,
@@ -115,6 +122,8 @@ class InMemory:
 
 class OnDisk:
     """Kept on disk alone; where that can no longer be written, what it has is."""
+
+    in_memory = False
 
     def __init__(self, disk: DiskRows, pool: Pool, warn: Warn = lambda error: None) -> None:
         """Keep on `disk`; `warn` is told if that fails."""

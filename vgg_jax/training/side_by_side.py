@@ -20,8 +20,10 @@ import numpy as np
 from vgg_jax.errors import TrainingDiverged, TrainingInterrupted
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.progress import Progress
+from vgg_jax.training.chunks import convolves
 from vgg_jax.training.epoch import Feed, Limits
 from vgg_jax.training.epoch_end import metrics_of_epoch, sums_of_epoch
+from vgg_jax.training.inputs import Inputs, fold_batches
 from vgg_jax.training.loop import check_frozen, frozen_checksums
 from vgg_jax.training.memory import available_bytes
 from vgg_jax.training.position import Position
@@ -29,7 +31,6 @@ from vgg_jax.training.room import MOST_OF_MEMORY
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import (
     Hyperparameters,
-    Inputs,
     Steps,
     Totals,
     TrainState,
@@ -55,21 +56,28 @@ class StackedSteps:
     def train(
         self, states: TrainState, totals: Totals, inputs: Inputs
     ) -> tuple[TrainState, Totals]:
-        """Take a step of each candidate, as `Steps.step` does."""
-        return jax.vmap(self.steps.step, in_axes=(0, 0, None))(states, totals, inputs)
+        """Take a step of each candidate, as `Steps.train` does."""
+        step = jax.vmap(self.steps.step, in_axes=(0, 0, None))
+        return fold_batches(lambda carry, batch: step(*carry, batch), (states, totals), inputs)
 
     @partial(jax.jit, static_argnums=0)
     def evaluate(self, trained: Parameters, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-        """Return each candidate's losses, `[B, C]`, and probabilities, `[B, C, K]`."""
-        return jax.vmap(lambda one: self.steps.evaluate(one, inputs), out_axes=1)(trained)
+        """Return each candidate's losses, `[B, C]`, and probabilities, `[B, C, K]`.
+
+        Of a chunk both have its axis of batches, too.
+        """
+        after_examples = inputs.valid.ndim
+        return jax.vmap(partial(self.steps.evaluate, inputs=inputs), out_axes=after_examples)(
+            trained
+        )
 
 
 def wins_side_by_side(
     trained: Mapping[str, jax.ShapeDtypeStruct], count: int, mesh: jax.sharding.Mesh
 ) -> bool:
     """Tell whether `count` candidates of these trained parameters are faster side by side."""
-    if count < 2 or any(len(value.shape) > 2 for value in trained.values()):
-        return False  # perhaps a convolution's kernel: several at once are slower
+    if count < 2 or convolves(trained):  # several convolutions at once are slower
+        return False
     parameters = sum(math.prod(value.shape) for value in trained.values())
     if jax.default_backend() == "cpu":
         return parameters <= _MOST_PARAMETERS_ON_CPU
@@ -188,7 +196,7 @@ def fit_side_by_side(
         for inputs in closing_at_end(feed.train(epoch, 0, steps_before)):
             jax.block_until_ready(totals)  # bounds how many batches wait
             states, totals = stacked.train(states, totals, inputs)
-            progress.work_done(1)
+            progress.work_done(inputs.batches)
             _stop_if_asked(limits, epoch)
         sums = jax.device_get(totals)
         training_seconds = time.perf_counter() - begun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
@@ -17,6 +18,7 @@ from vgg_jax.config import FeaturesDtype, LossName, ResolvedConfig
 from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.model.convolution import LEAST_TOGETHER_FORWARD, convolve_3x3
 from vgg_jax.model.pieces import map_in_pieces
+from vgg_jax.training.inputs import Inputs, fold_batches, map_batches
 from vgg_jax.training.losses import example_losses, probabilities
 from vgg_jax.training.position import Sums
 
@@ -111,20 +113,6 @@ class Totals(NamedTuple):
         return Sums(loss, correct, examples, skipped)
 
 
-class Inputs(NamedTuple):
-    """What a step of training or evaluation takes: a batch that went through the prefix.
-
-    Attributes:
-        features: `[B, …]`, as `Steps.features` gives them and `Steps.pool` leaves them.
-        targets: Class numbers, int32 `[B]`, or the share of each class, float32 `[B, K]`.
-        valid: bool `[B]`, false for padding.
-    """
-
-    features: jax.Array
-    targets: jax.Array
-    valid: jax.Array
-
-
 @dataclasses.dataclass(frozen=True, eq=False)  # compiled once for each instance
 class Steps:
     """The compiled programs of one training, each compiled at its first call.
@@ -140,6 +128,7 @@ class Steps:
         seed: Of augmentation and dropout.
         features_dtype: To which features are rounded.
         num_classes: Needed only where `augment` mixes.
+        most_batches: Of a chunk, see `vgg_jax.training.chunks`; with 1 there are no chunks.
         on_one_cpu: Whether to work as suits a CPU: the prefix takes few images at a time, see
             `vgg_jax.model.pieces`, and convolutions fewer multiplications, see
             `vgg_jax.model.convolution`.
@@ -152,6 +141,7 @@ class Steps:
     seed: int = 0
     features_dtype: FeaturesDtype = "float32"
     num_classes: int = 0
+    most_batches: int = 1
     on_one_cpu: bool = False
 
     @partial(jax.jit, static_argnums=0)
@@ -182,14 +172,22 @@ class Steps:
             images, targets = self.augment.mix(key, images, targets, batch["valid"])
         return self._prefix(frozen, images), targets
 
+    def chunk_size(self, examples: int, batch_size: int) -> int:
+        """Return how many batches the chunks of a split have: 1 where there are no chunks."""
+        batches = math.ceil(examples / batch_size)
+        return math.ceil(batches / math.ceil(batches / self.most_batches))
+
     def pool(self, features: jax.Array) -> jax.Array:
         """Map features to what `train` and `evaluate` take; see `Classifier.pool`."""
         return self._pool(features) if self.functional.pools else features
 
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
     def train(self, state: TrainState, totals: Totals, inputs: Inputs) -> tuple[TrainState, Totals]:
-        """Do what `step` does; takes over the memory of `state` and `totals`."""
-        return self.step(state, totals, inputs)
+        """Do what `step` does, for each batch of a chunk in turn.
+
+        Takes over the memory of `state` and `totals`.
+        """
+        return fold_batches(lambda carry, batch: self.step(*carry, batch), (state, totals), inputs)
 
     def step(self, state: TrainState, totals: Totals, inputs: Inputs) -> tuple[TrainState, Totals]:
         """Take one optimizer step on a batch; returns the new state and the running sums.
@@ -234,7 +232,12 @@ class Steps:
 
     @partial(jax.jit, static_argnums=0)
     def evaluate(self, trained: Parameters, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-        """Return the loss `[B]` and the probabilities `[B, K]`, nothing random involved."""
+        """Return the loss `[B]` and the probabilities `[B, K]`, nothing random involved.
+
+        Of a chunk both have its axis of batches, too.
+        """
+        if inputs.is_chunk:
+            return map_batches(partial(self.evaluate, trained), inputs)
         logits = self._suffix(trained, inputs.features)
         losses = example_losses(self.loss, logits, inputs.targets)
         return losses, probabilities(self.loss, logits)

@@ -28,7 +28,7 @@ def evaluate_batches(
 
     Args:
         evaluate: Gives the losses and probabilities of a batch.
-        batches: Batches with a field `valid`.
+        batches: Batches with a field `valid`, or chunks of them.
         done: Told how many examples a batch had.
     """
     pieces: list[tuple[np.ndarray, np.ndarray]] = []

@@ -137,7 +137,8 @@ class Shared:
         pools = len(of_heads) == 1
         if not pools:
             functional = dataclasses.replace(functional, pools=False)
-            steps = dataclasses.replace(source.steps, functional=functional)
+            # Each head takes as many batches at once as suits it.
+            steps = dataclasses.replace(source.steps, functional=functional, most_batches=1)
             source = dataclasses.replace(source, steps=steps)
         return cls(data, opened, source, pools, trained)
 
@@ -156,7 +157,7 @@ class Shared:
 
     def feed_of(self, feed: Feed, session: Session) -> Feed:
         """Return the common feed as a candidate takes it."""
-        return feed if self.pools else pooled(feed, session.steps.pool)
+        return feed if self.pools else pooled(feed, session.steps)
 
 
 @dataclasses.dataclass

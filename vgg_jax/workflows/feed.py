@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,12 @@ from vgg_jax.model.classifier import Parameters
 from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed
 from vgg_jax.training.feature_places import why_not_kept
-from vgg_jax.training.features import Features, ResidentPictures
+from vgg_jax.training.features import Features, ResidentPictures, in_chunk
+from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.keeping import Keeper, Splits, tell_not_kept, views_of
 from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows
-from vgg_jax.training.steps import Inputs, Steps, put_batch
+from vgg_jax.training.steps import Steps, put_batch
 from vgg_jax.training.validation import closing_at_end
 
 
@@ -95,6 +96,7 @@ class Source:
             put=partial(put_batch, self.mesh),
             compute=compute,
             pool=self.steps.pool,
+            chunk_size=self.steps.chunk_size(len(examples), batch_size),
         )
 
 
@@ -155,17 +157,21 @@ def make_feed(source: Source, data: DataSet, memory: Memory, keeper: Keeper | No
     )
 
 
-def pooled(feed: Feed, pool: Callable[[jax.Array], jax.Array]) -> Feed:
-    """Return a feed of the same batches with their features mapped by `pool`."""
+def pooled(feed: Feed, steps: Steps) -> Feed:
+    """Return a feed of the same batches as `steps` take them: pooled, each in a chunk by itself."""
 
-    def mapped(batches: Iterator[Inputs]) -> Iterator[Inputs]:
+    def mapped(batches: Iterator[Inputs], examples: int) -> Iterator[Inputs]:
+        size = steps.chunk_size(examples, feed.batch_size)
         for inputs in closing_at_end(batches):
-            yield inputs._replace(features=pool(inputs.features))
+            found = inputs._replace(features=steps.pool(inputs.features))
+            if size > 1:
+                found = Inputs(*(in_chunk(leaf, size, len(leaf)) for leaf in found))
+            yield found
 
     return dataclasses.replace(
         feed,
-        train=lambda *place: mapped(feed.train(*place)),
-        validation=lambda: mapped(feed.validation()),
+        train=lambda *place: mapped(feed.train(*place), feed.examples),
+        validation=lambda: mapped(feed.validation(), len(feed.labels)),
     )
 
 

@@ -33,7 +33,7 @@ from vgg_jax.workflows.expectation import (
 )
 from vgg_jax.workflows.feed import batch_size_of, padded_rows
 from vgg_jax.workflows.load import build_functional
-from vgg_jax.workflows.programs import Program, Programs, compile_programs, counted
+from vgg_jax.workflows.programs import Program, Programs, compile_programs, counted, in_chunks
 from vgg_jax.workflows.session import Session, chain_of
 from vgg_jax.workflows.stored import time_reading
 from vgg_jax.workflows.timing import measure
@@ -138,10 +138,15 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     rows = padded_rows(batch_size, session.mesh.size)
     sizes = rows_of_line(rows, session.mesh.size, in_pieces=session.steps.on_one_cpu)
     with naming_a_smaller_batch(batch_size, _smaller):
-        programs = compile_programs(session, rows)
+        of_batches = compile_programs(session, rows)
+        train, validation = (
+            session.steps.chunk_size(data.counts[split], batch_size)
+            for split in ("train", "validation")
+        )
+        programs = in_chunks(of_batches, session, rows, (train, validation))
         compile_seconds = time.perf_counter() - begun
         programs = counted(programs, session, rows)
-        by_rows = {rows: programs} | {
+        by_rows = {rows: of_batches} | {
             size: compile_programs(session, size) for size in sizes if size != rows
         }
     memory = Memory(resolved, session.mesh)
@@ -168,7 +173,7 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
         )
     progress.note("Measuring a few batches.")
     with naming_a_smaller_batch(batch_size, _smaller):
-        timing = measure(session, data, progress)
+        timing = measure(session, data, progress, in_memory=features.in_memory)
         features = _with_reading(features, session, data, programs, progress)
     return Plan(
         data=data.name,

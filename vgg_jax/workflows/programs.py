@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vgg_jax.training.steps import Inputs, Steps, Totals, replicate
+from vgg_jax.training.inputs import Inputs
+from vgg_jax.training.steps import Steps, Totals, replicate
 from vgg_jax.workflows.session import Session
 
 
@@ -21,7 +22,8 @@ class Program:
     Attributes:
         multiply_adds: Half of its floating-point operations.
         bytes_accessed: Bytes that it reads and writes.
-        memory_bytes: Memory that it takes on each device, its arguments included.
+        memory_bytes: Memory that it takes on each device, its arguments included, a chunk's where
+            it takes chunks.
         tracing_seconds: Before it is compiled, or found compiled; every training spends them.
     """
 
@@ -88,6 +90,30 @@ def compile_programs(session: Session, rows: int) -> Programs:
         features=lowered.features,
         pooled=lowered.pooled,
     )
+
+
+def in_chunks(
+    programs: Programs, session: Session, rows: int, chunk_sizes: tuple[int, int]
+) -> Programs:
+    """Return the programs with those that take chunks of training and validation, compiled, too."""
+    mesh, pooled, state = session.mesh, programs.pooled, session.state
+
+    def compiled(program: Any, size: int, *given: Any) -> Program:
+        def array(shape: tuple[int, ...], dtype: Any, *spread: str) -> Any:
+            sharding = NamedSharding(mesh, PartitionSpec(*spread))
+            return jax.ShapeDtypeStruct((size, rows, *shape), dtype, sharding=sharding)
+
+        features = array(pooled.shape, pooled.dtype)
+        labels, valid = array((), np.int32, "data"), array((), np.bool_, "data")
+        return _compiled(_traced(program, session.steps, *given, Inputs(features, labels, valid)))
+
+    train, evaluate = programs.train, programs.evaluate
+    if chunk_sizes[0] > 1:
+        totals = replicate(mesh, Totals.start())
+        train = compiled(session.steps.train, chunk_sizes[0], state, totals)
+    if chunk_sizes[1] > 1:
+        evaluate = compiled(session.steps.evaluate, chunk_sizes[1], state.trained)
+    return dataclasses.replace(programs, train=train, evaluate=evaluate)
 
 
 def counted(programs: Programs, session: Session, rows: int) -> Programs:

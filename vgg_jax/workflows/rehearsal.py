@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -15,12 +16,14 @@ import numpy as np
 
 from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed, Limits
+from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.loop import fit
 from vgg_jax.training.run_folder import RunFolder
-from vgg_jax.training.steps import Inputs, TrainState, replicate
+from vgg_jax.training.steps import TrainState, replicate
 from vgg_jax.workflows.session import Session
 
 _LEAST, _MOST = 8, 32  # epochs, the first of which warms up
+_IN_A_PASS = 100  # or a few more; its start and end are a part of an epoch, not of a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +31,24 @@ class KeptBatches:
     """A few batches with features that are kept.
 
     Attributes:
-        batches: Gives them once.
+        give: Gives as many as the first number says, one after another, again and again; in chunks
+            of as many as the second says.
         labels: Of each, int32 `[b]`, without padding.
+        chunk_size: Batches in a chunk.
     """
 
-    batches: Callable[[], Iterable[Inputs]]
+    give: Callable[[int, int], Iterator[Inputs]]
     labels: list[np.ndarray]
+    chunk_size: int = 1
+
+    def batches(self, count: int) -> Iterator[Inputs]:
+        """Yield so many batches, in chunks."""
+        return self.give(count, self.chunk_size)
+
+    def endless(self) -> Iterator[Inputs]:
+        """Yield whole chunks, many in a pass."""
+        chunks = math.ceil(_IN_A_PASS / self.chunk_size)
+        return forever(lambda: self.batches(chunks * self.chunk_size))
 
 
 def standing_still(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
@@ -70,8 +85,8 @@ def rehearse(
     labels = itertools.islice(itertools.cycle(validation.labels), evaluations)
     batch_size = len(train.labels[0])
     feed = Feed(
-        train=lambda epoch, start, step: itertools.islice(forever(train.batches), steps),
-        validation=lambda: itertools.islice(forever(validation.batches), evaluations),
+        train=lambda epoch, start, step: train.batches(steps),
+        validation=lambda: validation.batches(evaluations),
         labels=np.concatenate([*labels]),
         examples=steps * batch_size,
         batch_size=batch_size,

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator
+from itertools import cycle, islice
 
 import jax
 import numpy as np
@@ -15,9 +16,10 @@ from vgg_jax.data.pipeline import Batch, epoch_order
 from vgg_jax.errors import RunError, TrainingError
 from vgg_jax.progress import Progress
 from vgg_jax.training.features import Features, pieces_of
+from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.kept_rows import InMemory, KeptRows
 from vgg_jax.training.rows import DeviceRows
-from vgg_jax.training.steps import Inputs, Totals, replicate
+from vgg_jax.training.steps import Totals, replicate
 from vgg_jax.weights.metadata import first_line
 from vgg_jax.workflows.feed import Source, batch_size_of, mixed_batches
 from vgg_jax.workflows.rehearsal import KeptBatches, forever, rehearse, standing_still
@@ -25,7 +27,6 @@ from vgg_jax.workflows.session import Session
 
 _BATCHES = 4  # decoded
 _KEPT = 2  # of them, those whose features are used again and again
-_AGAIN = 50  # in one pass, whose start and end are a part of an epoch, not of a step
 _LEAST, _MOST, _SECONDS = 2, 500, 3.0  # how many of a kind are measured, how long about
 _SHORT = 1.0  # seconds of an epoch's batches, of which what is around them is a part that counts
 _MOST_BYTES = 200_000_000  # of a checkpoint of such an epoch, to rehearse it
@@ -56,39 +57,48 @@ class Timing:
     around: float
 
 
-def measure(session: Session, data: DataSet, progress: Progress) -> Timing:
+def measure(session: Session, data: DataSet, progress: Progress, *, in_memory: bool) -> Timing:
     """Take a few steps, and time their parts.
 
     Args:
         session: Of the training. It is of no use afterwards: the steps have taken its state.
         data: Of the training.
         progress: Warned if epochs cannot be rehearsed.
+        in_memory: Whether features will be kept there, so that chunks are whole.
     """
     steps, source = session.steps, session.source
     train, batches, decode = _decoded(source, data, "train")
-    prefix, placing, kept = _time_prefix(source, train, batches, session.chain.mixes)
+    mixes = session.chain.mixes
+    prefix, placing, kept = _time_prefix(source, train, batches, mixes, in_memory)
 
     validation_prefix, validation_kept = prefix, kept
     if session.chain.on_device:  # then validation has a program of its own
         validation, batches, _ = _decoded(source, data, "validation")
-        validation_prefix, _, validation_kept = _time_prefix(source, validation, batches, False)
+        validation_prefix, _, validation_kept = _time_prefix(
+            source, validation, batches, False, in_memory
+        )
 
+    batch_size = train.batch_size
+    examples = [len(data.splits[split]) for split in ("train", "validation")]
+    counts = [math.ceil(number / batch_size) for number in examples]
+    kept, validation_kept = (
+        dataclasses.replace(batches, chunk_size=steps.chunk_size(number, batch_size))
+        for batches, number in zip((kept, validation_kept), examples, strict=True)
+    )
     state = standing_still(session.state, session.mesh)
 
-    def evaluations() -> Iterator[object]:
-        for inputs in forever(validation_kept.batches):
-            yield steps.evaluate(state.trained, inputs)
+    def evaluations() -> Iterator[tuple[int, object]]:
+        for inputs in validation_kept.endless():
+            yield inputs.batches, steps.evaluate(state.trained, inputs)
 
-    def train_steps() -> Iterator[object]:
+    def train_steps() -> Iterator[tuple[int, object]]:
         nonlocal state
         totals = replicate(session.mesh, Totals.start())
-        for inputs in forever(kept.batches):
+        for inputs in kept.endless():
             state, totals = steps.train(state, totals, inputs)
-            yield totals
+            yield inputs.batches, totals
 
     evaluate, step = _time(evaluations()), _time(train_steps())
-    batch_size = train.batch_size
-    counts = [math.ceil(len(data.splits[split]) / batch_size) for split in ("train", "validation")]
     batches_alone = counts[0] * step + counts[1] * evaluate
     around = 0.0
     saved = sum(value.nbytes for value in jax.tree.leaves((state.trained, state.optimizer)))
@@ -122,25 +132,26 @@ def _time_prefix(
     features: Features,
     batches: list[Batch],
     mixes: bool,
+    in_memory: bool,
 ) -> tuple[float, float, KeptBatches]:
     """Return seconds: of a batch, and of keeping the first; and batches that are kept."""
     order = np.arange(len(features.labels))
     pieces = pieces_of(order, features.batch_size)[:_KEPT]
     labels = [features.labels[piece] for piece in pieces]
-    decoded = dataclasses.replace(features, read=lambda order, view: iter(batches))
+    decoded = dataclasses.replace(features, read=lambda order, view: iter(batches), chunk_size=1)
     found: list[Inputs] = []
 
     def compute() -> Iterable[Inputs]:
         return mixed_batches(source, decoded, order, 1, 0) if mixes else decoded.batches(order, 1)
 
-    def prefixes() -> Iterator[object]:
+    def prefixes() -> Iterator[tuple[int, object]]:
         for inputs in forever(compute):
             found[:] = [*found, inputs][: len(pieces)]
-            yield inputs
+            yield 1, inputs
 
     seconds = _time(prefixes())
     if mixes:  # which kept features do not go with
-        return seconds, 0.0, KeptBatches(lambda: found, labels)
+        return seconds, 0.0, KeptBatches(lambda count, size: islice(cycle(found), count), labels)
     jax.block_until_ready(found)
     begun = time.perf_counter()
     shape, dtype = found[0].features.shape[1:], np.dtype(found[0].features.dtype)
@@ -150,11 +161,18 @@ def _time_prefix(
     placing = time.perf_counter() - begun
     for piece, inputs in zip(pieces, found, strict=True):
         rows.put(piece, inputs.features)
-    kept = dataclasses.replace(features, keep=_Kept(rows))
-    # After a smaller batch the next one would be cut elsewhere.
-    is_even = all(len(piece) == features.batch_size for piece in pieces)
-    positions = np.tile(np.concatenate(pieces), _AGAIN if is_even else 1)
-    return seconds, placing, KeptBatches(lambda: kept.batches(positions, 1), labels)
+    rows.in_memory = in_memory  # or batches are given one by one
+
+    def give(count: int, size: int) -> Iterator[Inputs]:
+        kept = dataclasses.replace(features, keep=_Kept(rows), chunk_size=size)
+        # After a smaller batch the next one would be cut elsewhere.
+        is_even = all(len(piece) == features.batch_size for piece in pieces)
+        in_a_row = count if is_even else len(pieces)
+        for done in range(0, count, in_a_row):
+            row = islice(cycle(pieces), min(in_a_row, count - done))
+            yield from kept.batches(np.concatenate([*row]), 1)
+
+    return seconds, placing, KeptBatches(give, labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,11 +188,16 @@ class _Kept:
         pass
 
 
-def _time(steps: Iterator[object]) -> float:
-    """Return the mean seconds of a step; each is waited for, and the first warms up."""
+def _time(steps: Iterator[tuple[int, object]]) -> float:
+    """Return the mean seconds of a batch; what is done at once is waited for, at first to warm up.
+
+    Args:
+        steps: Gives what comes of the next step, and how many batches it was of.
+    """
     jax.block_until_ready(next(steps))
     begun, seconds, count = time.perf_counter(), 0.0, 0
     while count < _LEAST or (count < _MOST and seconds < _SECONDS):
-        jax.block_until_ready(next(steps))
-        seconds, count = time.perf_counter() - begun, count + 1
+        batches, done = next(steps)
+        jax.block_until_ready(done)
+        seconds, count = time.perf_counter() - begun, count + batches
     return seconds / count  # not the median: epochs have their slow steps, too
