@@ -11,17 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_steps import copied, prepare
-from training_runs import Recorder, same_run, stop_after
+from training_runs import SAME_BITS_SIZE, Recorder, same_run, stop_after
 
 from vgg_jax import sweep
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import TrainingDiverged
 from vgg_jax.training import chunks
-from vgg_jax.training.chunks import chunk_size
+from vgg_jax.training.chunks import most_batches
 from vgg_jax.training.features import in_chunk
 from vgg_jax.training.inputs import Inputs
+from vgg_jax.training.pooled_rows import PooledKeep
+from vgg_jax.training.room import Memory
 from vgg_jax.training.side_by_side import StackedSteps
 from vgg_jax.training.steps import Steps, Totals
+from vgg_jax.workflows import feed as feed_module
 from vgg_jax.workflows import session
 from vgg_jax.workflows.resume import resume_training
 from vgg_jax.workflows.train import train
@@ -33,6 +36,12 @@ pytestmark = [
     ),
 ]
 HEADS = ["linear", "gap-mlp:hidden=[16],dropout=0.5"]
+
+
+@pytest.fixture(scope="module")
+def options(options) -> dict[str, object]:
+    """Options of a training whose kept features have the bits of those computed anew."""
+    return {**options, "image_size": SAME_BITS_SIZE}
 
 
 @pytest.fixture(params=HEADS)
@@ -48,7 +57,7 @@ def taken(monkeypatch) -> list[int]:
     original = Steps.train
 
     def counting(self, state, totals, inputs):
-        counts.append(inputs.batches)
+        counts.append(inputs.batch_count)
         return original(self, state, totals, inputs)
 
     monkeypatch.setattr(Steps, "train", counting)
@@ -56,7 +65,7 @@ def taken(monkeypatch) -> list[int]:
 
 
 def one_by_one(monkeypatch) -> None:
-    monkeypatch.setattr(session, "chunk_size", lambda *others, mixes: 1)
+    monkeypatch.setattr(session, "most_batches", lambda *others, mixes: 1)
 
 
 def batches_of(steps: Steps, count: int, rows: int = 4) -> list[Inputs]:
@@ -83,7 +92,7 @@ def test_a_chunk_does_what_its_batches_do_to_the_bit(head):
     steps, state, _ = prepare("head", head=head)
     batches = batches_of(steps, 5)
     chunk = together(batches, 7)
-    assert (chunk.is_chunk, chunk.batches, batches[0].batches) == (True, 5, 1)
+    assert (chunk.is_chunk, chunk.batch_count, batches[0].batch_count) == (True, 5, 1)
     found = copied(steps.train(*copied((state, Totals.start())), chunk))
     evaluated = steps.evaluate(state.trained, chunk)
     totals = Totals.start()
@@ -206,15 +215,42 @@ def test_nothing_is_compiled_after_the_first_epoch(options, tmp_path, caplog, la
         train(**given, run=str(tmp_path / "run"), progress=Marking())
     said = [record.getMessage() for record in caplog.records]
     compiled = [text.split()[4] if " compilation of " in text else text for text in said]
-    assert "jit(train)" in compiled
+    for program in ("features", "train", "evaluate"):
+        assert compiled.count(f"jit({program})") == 1
     after = compiled[compiled.index("Epoch done") :]
     assert {text for text in after if text.startswith("jit(")} <= {*later}
 
 
-def test_heads_of_a_sweep_come_to_what_each_does_by_itself(options, tmp_path, taken):
-    given = {**options, "train_from": "head"}
-    found = sweep(**given, head=["linear", "gap-mlp", "dense256"], run=str(tmp_path / "sweep"))
-    assert taken == 18 * [1]  # of features that each head pools for itself
+@pytest.mark.parametrize("others", [{}, {"augment": ("keras",), "views": 2}], ids=str)
+def test_heads_of_a_sweep_come_to_what_each_does_by_itself(options, tmp_path, taken, others):
+    """Each pools the features that all have in common, once."""
+    given = {**options, "train_from": "head", "epochs": 4, **others}
+    heads = ["linear", "gap-mlp", "dense256"]
+    found = sweep(**given, head=heads, run=str(tmp_path / "sweep"))
+    computed = [1, 1, 1] * (2 if others else 1)  # for the first of them
+    assert taken == [*computed, *(12 - len(computed)) // 3 * [3], *4 * [3], *12 * [1]]
+    for outcome in found.outcomes:
+        differs = dict(outcome.candidate.differs)
+        train(**{**given, **differs}, run=str(tmp_path / outcome.candidate.name))
+        same_run(tmp_path / outcome.candidate.name, outcome.run.path)
+
+
+@pytest.mark.parametrize("way", ["disk alone", "no copy", "off"])
+def test_heads_of_a_sweep_pool_each_batch_where_no_copy_is_kept(
+    options, tmp_path, monkeypatch, taken, way
+):
+    given = {**options, "train_from": "head", "features": "off" if way == "off" else "disk"}
+    with monkeypatch.context() as patch:
+        if way == "disk alone":
+            patch.setattr(Memory, "place_for", lambda self, size: None)
+        elif way == "no copy":
+            patch.setattr(
+                feed_module,
+                "PooledKeep",
+                lambda features, keep, pool, copy: PooledKeep(features, keep, pool, None),
+            )
+        found = sweep(**given, head=["linear", "dense256"], run=str(tmp_path / "sweep"))
+    assert taken == 12 * [1]
     for outcome in found.outcomes:
         differs = dict(outcome.candidate.differs)
         train(**{**given, **differs}, run=str(tmp_path / outcome.candidate.name))
@@ -251,8 +287,18 @@ def test_candidates_side_by_side_count_their_steps(options, tmp_path):
 def test_chunks_are_taken_where_they_win(boundary, head, others, expected):
     steps, state, _ = prepare(boundary, head=head, width=1 / 16)
     config = TrainConfig.from_values({"data": "demo", "image_size": 32, **others}).resolved()
-    assert chunk_size(steps.functional, state.trained, config, mixes=False) == expected
-    assert chunk_size(steps.functional, state.trained, config, mixes=True) == 1
+    assert most_batches(steps.functional, state.trained, config, mixes=False) == expected
+    assert most_batches(steps.functional, state.trained, config, mixes=True) == 1
+
+
+def test_a_chunk_of_large_features_is_short(monkeypatch):
+    steps, state, _ = prepare("head", head="linear")
+    config = TrainConfig.from_values({"data": "demo", "image_size": 32}).resolved()
+    bytes_of_batch = config.batch_size * 32 * 4
+    monkeypatch.setattr(chunks, "_MOST_BYTES", 3 * bytes_of_batch + 1)
+    assert most_batches(steps.functional, state.trained, config, mixes=False) == 3
+    monkeypatch.setattr(chunks, "_MOST_BYTES", bytes_of_batch - 1)
+    assert most_batches(steps.functional, state.trained, config, mixes=False) == 1
 
 
 @pytest.mark.parametrize(

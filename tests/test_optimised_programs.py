@@ -34,7 +34,7 @@ run("views", 11, augment=("keras",), views=2)  # as many as epochs
 head = dict(train_from="head", head="linear")
 run("chunks", 4, **head)
 from vgg_jax.workflows import session
-session.chunk_size = lambda *others, mixes: 1
+session.most_batches = lambda *others, mixes: 1
 run("steps", 4, features="off", **head)
 """
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}

@@ -21,7 +21,7 @@ from vgg_jax.errors import CacheError, TrainingError
 from vgg_jax.progress import Progress, format_bytes
 from vgg_jax.training.room import Memory
 from vgg_jax.workflows import plan as plan_module
-from vgg_jax.workflows import timing
+from vgg_jax.workflows import session, timing
 from vgg_jax.workflows.plan import plan
 from vgg_jax.workflows.summary import summarise
 from vgg_jax.workflows.train import train
@@ -87,19 +87,21 @@ def test_epochs_take_about_as_long_as_foreseen(options, tmp_path, monkeypatch, f
     assert kept[1] < computed[1] / 3
 
 
-def test_what_was_compiled_is_what_runs(options, caplog):
+@pytest.mark.parametrize("others", [{}, {"train_from": "head", "head": "linear"}], ids=str)
+def test_what_was_compiled_is_what_runs(options, caplog, others):
     with jax.log_compiles(True), caplog.at_level(logging.WARNING):
-        planned(options, batch_size=5)
+        planned(options, batch_size=5, **others)
     names = [
         record.getMessage().split()[4]
         for record in caplog.records
         if record.getMessage().startswith("Finished XLA compilation of ")
     ]
-    # For batches of 5, and for two sizes to tell the largest batch; the prefix once more to count
-    # what it moves. The validation split has more than 5 pictures.
+    # For batches of 5, and for two sizes to tell the largest batch; for chunks of them; the prefix
+    # once more to count what it moves. The validation split has more than 5 pictures.
     counts = {name: names.count(name) for name in names if "train" in name}
-    assert counts == {"jit(train)": 3}
-    assert names.count("jit(evaluate)") == 3
+    in_chunks = 1 if others else 0
+    assert counts == {"jit(train)": 3 + in_chunks}
+    assert names.count("jit(evaluate)") == 3 + in_chunks
     assert names.count("jit(features)") == 4
 
 
@@ -188,6 +190,27 @@ def test_the_largest_batch_leaves_room_for_the_process_and_what_it_holds(options
         )
         features = planned(options).features.memory_bytes
         assert sizes.pop() == int((0.85 * available - features - 700_000_000) / 2)
+
+
+def test_chunks_change_nothing_but_memory_and_time(options, monkeypatch):
+    given = {**options, "train_from": "head", "head": "linear"}
+    lines = []
+
+    def line(needed, room):
+        lines.append(needed)
+        return 8
+
+    monkeypatch.setattr(plan_module, "largest_batch", line)
+    in_chunks = planned(given)
+    monkeypatch.setattr(session, "most_batches", lambda *others, mixes: 1)
+    one_by_one = planned(given)
+    assert lines[0] == lines[1]  # of batches of two sizes, none of them in chunks
+    assert in_chunks.memory_bytes > one_by_one.memory_bytes
+    for name in ("train", "evaluate"):
+        found, plain = (getattr(each, name).program for each in (in_chunks, one_by_one))
+        assert found.multiply_adds == plain.multiply_adds
+        assert found.bytes_accessed == plain.bytes_accessed
+        assert found.memory_bytes > plain.memory_bytes
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="devices have no process of Python")

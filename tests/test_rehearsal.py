@@ -15,6 +15,7 @@ from training_runs import Recorder
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import TrainingError
 from vgg_jax.training.inputs import Inputs
+from vgg_jax.training.room import Memory
 from vgg_jax.workflows import rehearsal, timing
 from vgg_jax.workflows.plan import plan
 from vgg_jax.workflows.rehearsal import KeptBatches, rehearse
@@ -81,9 +82,10 @@ def test_so_many_epochs_are_rehearsed(monkeypatch, wanted, taken):
     [
         ({"batch_size": 8}, 5 * [1], 5 * [1]),
         ({"batch_size": 16}, 5 * [1], 5 * [1]),
-        ({"train_from": "head", "head": "linear", "batch_size": 8}, [3, 2], [2, 2, 1]),
+        ({"train_from": "head", "head": "linear"}, [3, 2], [2, 2, 1]),
+        ({"train_from": "head", "head": "linear", "features": "off"}, [3, 2], [2, 2, 1]),
     ],
-    ids=["whole batches", "the second smaller", "chunks"],
+    ids=["whole batches", "the second smaller", "chunks", "as if they were kept"],
 )
 def test_as_many_batches_are_rehearsed_as_an_epoch_has(
     options, monkeypatch, others, of_training, of_validation
@@ -92,7 +94,7 @@ def test_as_many_batches_are_rehearsed_as_an_epoch_has(
 
     def count(session, state, train, validation, *others, epochs):
         for kept in (train, validation):
-            found.append([inputs.batches for inputs in kept.batches(5)])
+            found.append([inputs.batch_count for inputs in kept.batches(5)])
             assert sum(int(inputs.valid.sum()) for inputs in kept.batches(2)) == sum(
                 map(len, kept.labels)
             )
@@ -101,6 +103,20 @@ def test_as_many_batches_are_rehearsed_as_an_epoch_has(
     monkeypatch.setattr(timing, "rehearse", count)
     planned({**options, **others})
     assert found == [of_training, of_validation]
+
+
+def test_chunks_of_features_on_disk_alone_have_one_batch(options, own_cache, monkeypatch):
+    monkeypatch.setattr(Memory, "place_for", lambda self, size: None)
+    found = []
+
+    def look(session, state, train, validation, *others, epochs):
+        found.extend(inputs for kept in (train, validation) for inputs in kept.batches(2))
+        return 1.0
+
+    monkeypatch.setattr(timing, "rehearse", look)
+    planned({**options, "train_from": "head", "head": "linear"})
+    assert [inputs.batch_count for inputs in found] == 4 * [1]
+    assert [inputs.valid.shape for inputs in found] == [(3, 8), (3, 8), (2, 8), (2, 8)]
 
 
 def test_a_pass_over_whole_chunks_is_long():

@@ -2,8 +2,8 @@
 
 Where a step is short, as for heads that pool, calling a program for each takes as long as what it
 computes, and putting its batch together longer. There chunks of batches are handed over, whose
-steps follow each other in a loop on the device; see `vgg_jax.training.inputs.Inputs`. Keras calls
-their number `steps_per_execution`. benchmarks/README.md has the measurements.
+steps follow each other in a loop on the device; see `vgg_jax.training.inputs.Inputs`. Keras has
+`steps_per_execution` for it. benchmarks/README.md has the measurements.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from vgg_jax.model.classifier import Functional
 from vgg_jax.model.pieces import on_one_cpu
 
 _MOST_PARAMETERS = 600_000
-_MOST_BATCHES, _MOST_EXAMPLES = 32, 4096  # some 15 GFLOP at most: signals are soon heard
-_MOST_BYTES = 4_000_000  # of features: a batch by itself is padded to so many
+_MOST_BATCHES, _MOST_EXAMPLES = 32, 4096  # so that signals are soon heard
+_MOST_BYTES = 4_000_000  # of features: a batch by itself is padded to as many
 
 
-def chunk_size(
+def most_batches(
     functional: Functional, trained: Mapping[str, Any], config: ResolvedConfig, *, mixes: bool
 ) -> int:
-    """Return how many batches a chunk has at most; 1 where steps are taken one by one.
+    """Return how many batches a chunk may have; 1 where steps are taken one by one.
 
     Args:
         functional: The classifier.
@@ -38,13 +38,19 @@ def chunk_size(
         return 1
     if convolves(trained) or parameters > _MOST_PARAMETERS:
         return 1
+    pooled = pooled_row(functional, config)
+    bytes_of_batch = config.batch_size * pooled.size * pooled.dtype.itemsize
+    most = min(_MOST_EXAMPLES // config.batch_size, _MOST_BYTES // bytes_of_batch)
+    return max(min(_MOST_BATCHES, most), 1)
+
+
+def pooled_row(functional: Functional, config: ResolvedConfig) -> jax.ShapeDtypeStruct:
+    """Return what a head that pools is trained on, of one example."""
     classifier = functional.bind({})
     shape = (1, *classifier.backbone.output_shape(config.image_size))
     features = jax.ShapeDtypeStruct(shape, config.features_dtype)
     pooled = jax.eval_shape(classifier.pool, features)
-    bytes_of_batch = config.batch_size * pooled.size * pooled.dtype.itemsize
-    most = min(_MOST_EXAMPLES // config.batch_size, _MOST_BYTES // bytes_of_batch)
-    return max(min(_MOST_BATCHES, most), 1)
+    return jax.ShapeDtypeStruct(pooled.shape[1:], pooled.dtype)
 
 
 def convolves(trained: Mapping[str, Any]) -> bool:

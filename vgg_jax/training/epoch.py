@@ -130,7 +130,7 @@ class Epoch:
                 reported = time.perf_counter()
                 self._report(taken, totals)  # which are there, before the next step takes them over
             state, totals = self._steps.train(state, totals, inputs)
-            taken += inputs.batches
+            taken += inputs.batch_count
             self._serve(state, totals, taken)
         self._report(self._count, totals)
         return state, totals

@@ -51,7 +51,7 @@ class Features:
         chunk_size: Batches of a chunk, see `vgg_jax.training.inputs.Inputs`; with 1 there are no
             chunks. Otherwise `rows` must be `batch_size`.
         read: Gives pictures in batches of `batch_size`.
-        put: Transfers arrays `[rows, …]` to the devices.
+        put: Transfers arrays of labels, and the like, to the devices.
         compute: Maps such a batch, in a view, to its features `[rows, …]`.
         pool: Maps features to what the steps take.
         keep: Where the features are kept; None if they are not.

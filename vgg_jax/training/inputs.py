@@ -35,7 +35,7 @@ class Inputs(NamedTuple):
         return self.valid.ndim > 1
 
     @property
-    def batches(self) -> int:
+    def batch_count(self) -> int:
         """How many batches there are, without those that are padding alone."""
         return int(np.asarray(self.valid).any(1).sum()) if self.is_chunk else 1
 

@@ -26,7 +26,7 @@ class KeptRows(Rows, Protocol):
     method raises.
 
     Attributes:
-        in_memory: Whether rows come from there, so that many at once are no burden.
+        in_memory: Whether they are all held there, so that many can be had at once.
     """
 
     in_memory: bool

@@ -196,7 +196,7 @@ def fit_side_by_side(
         for inputs in closing_at_end(feed.train(epoch, 0, steps_before)):
             jax.block_until_ready(totals)  # bounds how many batches wait
             states, totals = stacked.train(states, totals, inputs)
-            progress.work_done(inputs.batches)
+            progress.work_done(inputs.batch_count)
             _stop_if_asked(limits, epoch)
         sums = jax.device_get(totals)
         training_seconds = time.perf_counter() - begun

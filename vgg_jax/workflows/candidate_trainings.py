@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from vgg_jax.config import ResolvedConfig
-from vgg_jax.data.examples import DataSet
+from vgg_jax.data.examples import DataSet, Split
 from vgg_jax.errors import (
     ConfigError,
     MemoryExhausted,
@@ -32,6 +32,7 @@ from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed
 from vgg_jax.training.feature_places import why_not_kept
+from vgg_jax.training.features import Features
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.memory import naming_a_smaller_batch
 from vgg_jax.training.position import Position
@@ -47,7 +48,7 @@ from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.backbone import OpenedBackbone, open_backbone
 from vgg_jax.workflows.candidate_progress import CandidateProgress
 from vgg_jax.workflows.candidates import Candidate
-from vgg_jax.workflows.feed import Source, open_feed, open_training_data, pooled
+from vgg_jax.workflows.feed import Source, make_feed, open_features, open_training_data, pooled
 from vgg_jax.workflows.load import build_functional
 from vgg_jax.workflows.resume import resume_training
 from vgg_jax.workflows.run import Run
@@ -155,9 +156,14 @@ class Shared:
         }
         return Session.start(config, functional, parameters, self.source.chain, classes)
 
-    def feed_of(self, feed: Feed, session: Session) -> Feed:
-        """Return the common feed as a candidate takes it."""
-        return feed if self.pools else pooled(feed, session.steps)
+    def feed(self, features: Mapping[Split, Features], session: Session) -> Feed:
+        """Return what gives a candidate its batches, of features that all have in common."""
+        if not self.pools:
+            features = {
+                split: pooled(found, session.config, session.steps, session.mesh)
+                for split, found in features.items()
+            }
+        return make_feed(self.source, self.data, features)
 
 
 @dataclasses.dataclass
@@ -202,7 +208,7 @@ class Work:
         """Train candidates until the memory is exhausted: what is kept in it may be spoilt then."""
         gc.collect()  # or heads and errors of before hold their arrays a while
         config, chain = shared.source.config, shared.source.chain
-        with open_feed(shared.source, shared.data, self.progress) as feed:
+        with open_features(shared.source, shared.data, self.progress) as features:
             if why_not_kept(config, chain):
                 self.progress.note(
                     "So each candidate that is trained in turn computes its own features."
@@ -215,12 +221,14 @@ class Work:
                 else:
                     trainings = [partial(self._train, candidate) for candidate in group]
                 for train in trainings:
-                    outcomes += train(shared, feed)
+                    outcomes += train(shared, features)
                     if any(outcome.exhausted for outcome in outcomes):
                         return outcomes
         return outcomes
 
-    def _train(self, candidate: Candidate, shared: Shared, feed: Feed) -> list[Outcome]:
+    def _train(
+        self, candidate: Candidate, shared: Shared, features: Mapping[Split, Features]
+    ) -> list[Outcome]:
         run = RunFolder(self.path / candidate.name)
         progress = self._begin(candidate)
         with run.locked(progress.note):
@@ -231,7 +239,7 @@ class Work:
                 with self._interruptible(), run.training(), _naming_less(config):
                     session = shared.session(config, progress)
                     session.fit(
-                        nullcontext(shared.feed_of(feed, session)),
+                        nullcontext(shared.feed(features, session)),
                         run,
                         Position(),
                         progress,
@@ -242,7 +250,7 @@ class Work:
         return [self._outcome(candidate, run)]
 
     def _train_side_by_side(
-        self, group: Sequence[Candidate], shared: Shared, feed: Feed
+        self, group: Sequence[Candidate], shared: Shared, features: Mapping[Split, Features]
     ) -> list[Outcome]:
         config = group[0].config
         runs = [RunFolder(self.path / candidate.name) for candidate in group]
@@ -256,6 +264,7 @@ class Work:
                     lanes.append(held.enter_context(Lane(run, candidate.config.learning_rate)))
                 limits = limits_of(config, self.interruption)
                 what = f"{config.head}, {len(group)} candidates side by side"
+                feed = make_feed(shared.source, shared.data, features)
                 steps = config.epochs * feed.batches_of(feed.examples)
                 self.progress.work_started(f"{what} ({self._next(len(group))})", steps, "steps")
                 if self.interruption:
@@ -267,7 +276,7 @@ class Work:
                         session.state,
                         [Hyperparameters.of(candidate.config) for candidate in group],
                         session.frozen,
-                        shared.feed_of(feed, session),
+                        shared.feed(features, session),
                         lanes,
                         mesh=session.mesh,
                         limits=limits,

@@ -10,21 +10,24 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from vgg_jax.augment.chain import Chain
 from vgg_jax.config import DEMO, ResolvedConfig
-from vgg_jax.data.examples import DataSet, Examples, learn_contents
+from vgg_jax.data.examples import DataSet, Examples, Split, learn_contents
 from vgg_jax.data.pipeline import Batch, batches, epoch_order
 from vgg_jax.data.sources import open_data
 from vgg_jax.data.tfds import PREFIX
 from vgg_jax.demo.pictures import demo_folder
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.progress import Progress
+from vgg_jax.training.chunks import pooled_row
 from vgg_jax.training.epoch import Feed
 from vgg_jax.training.feature_places import why_not_kept
-from vgg_jax.training.features import Features, ResidentPictures, in_chunk
+from vgg_jax.training.features import Features, ResidentPictures
 from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.keeping import Keeper, Splits, tell_not_kept, views_of
+from vgg_jax.training.pooled_rows import PooledKeep
 from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows
 from vgg_jax.training.steps import Steps, put_batch
@@ -103,43 +106,49 @@ class Source:
 @contextmanager
 def open_feed(source: Source, data: DataSet, progress: Progress) -> Generator[Feed]:
     """Give the batches of a training, their features kept if that is wanted and possible."""
+    with open_features(source, data, progress) as features:
+        yield make_feed(source, data, features)
+
+
+@contextmanager
+def open_features(
+    source: Source, data: DataSet, progress: Progress
+) -> Generator[dict[Split, Features]]:
+    """Give the features of both splits, kept if that is wanted and possible."""
     config = source.config
     memory = Memory(config, source.mesh)
-    if why_not := why_not_kept(config, source.chain):
-        tell_not_kept(config, why_not, progress)
-        yield make_feed(source, data, memory, None)
-        return
-    splits: Splits = {
-        "train": (data.splits["train"], views_of(config)),
-        "validation": (data.splits["validation"], (None,)),
-    }
-    rows = padded_rows(batch_size_of(config, data.splits["train"]), source.mesh.size)
-    keeper = Keeper(
-        config, source.steps, source.frozen, splits, source.mesh, rows, memory, progress
-    )
-    try:
-        yield make_feed(source, data, memory, keeper if keeper.keeps else None)
-    finally:
-        keeper.close()
-
-
-def make_feed(source: Source, data: DataSet, memory: Memory, keeper: Keeper | None) -> Feed:
-    """Return what gives a training its batches, with `keeper` from where features are kept."""
-    config, chain = source.config, source.chain
     train, validation = data.splits["train"], data.splits["validation"]
     batch_size = batch_size_of(config, train)
-    features = {
+    features: dict[Split, Features] = {
         # In batches of one size, or the prefix compiles twice.
         "train": source.features(train, augmented=True, batch_size=batch_size),
         "validation": source.features(validation, augmented=False, batch_size=batch_size),
     }
-    if keeper is not None:
+    if why_not := why_not_kept(config, source.chain):
+        tell_not_kept(config, why_not, progress)
+        yield _that_stay(features, source, data, memory)
+        return
+    splits: Splits = {"train": (train, views_of(config)), "validation": (validation, (None,))}
+    rows = padded_rows(batch_size, source.mesh.size)
+    keeper = Keeper(
+        config, source.steps, source.frozen, splits, source.mesh, rows, memory, progress
+    )
+    try:
+        if not keeper.keeps:
+            yield _that_stay(features, source, data, memory)
+            return
         for split, found in features.items():
             augmented = split == "train" and bool(config.augment)
             features[split] = dataclasses.replace(found, keep=keeper.of(split, augmented=augmented))
-    else:
-        for split in splits_that_stay(config, chain, data.counts, memory):
-            features[split] = _on_devices(features[split], config, source.mesh)
+        yield features
+    finally:
+        keeper.close()
+
+
+def make_feed(source: Source, data: DataSet, features: Mapping[Split, Features]) -> Feed:
+    """Return what gives a training the batches of these features."""
+    config, chain = source.config, source.chain
+    train, validation = data.splits["train"], data.splits["validation"]
 
     def train_batches(epoch: int, start: int, step: int) -> Iterator[Inputs]:
         view = view_of(epoch, config.views)
@@ -153,37 +162,40 @@ def make_feed(source: Source, data: DataSet, memory: Memory, keeper: Keeper | No
         validation=lambda: features["validation"].batches(np.arange(len(validation)), 1),
         labels=validation.labels,
         examples=len(train),
-        batch_size=batch_size,
+        batch_size=batch_size_of(config, train),
     )
 
 
-def pooled(feed: Feed, steps: Steps) -> Feed:
-    """Return a feed of the same batches as `steps` take them: pooled, each in a chunk by itself."""
+def pooled(features: Features, config: ResolvedConfig, steps: Steps, mesh: Mesh) -> Features:
+    """Return features that are not pooled as the steps of one head take them.
 
-    def mapped(batches: Iterator[Inputs], examples: int) -> Iterator[Inputs]:
-        size = steps.chunk_size(examples, feed.batch_size)
-        for inputs in closing_at_end(batches):
-            found = inputs._replace(features=steps.pool(inputs.features))
-            if size > 1:
-                found = Inputs(*(in_chunk(leaf, size, len(leaf)) for leaf in found))
-            yield found
-
-    return dataclasses.replace(
-        feed,
-        train=lambda *place: mapped(feed.train(*place), feed.examples),
-        validation=lambda: mapped(feed.validation(), len(feed.labels)),
-    )
+    Args:
+        features: That several heads have in common.
+        config: Options of the training of this head.
+        steps: Its programs.
+        mesh: Its devices.
+    """
+    count, keep = len(features.labels), features.keep
+    if keep is not None and steps.functional.pools:
+        row, memory = pooled_row(steps.functional, config), Memory(config, mesh)
+        size = count * len(views_of(config)) * row.size * row.dtype.itemsize
+        place = memory.place_for(size)
+        copy = place and partial(place, mesh, count, row.shape, np.dtype(row.dtype))
+        keep = PooledKeep(features, keep, steps.pool, copy)
+    chunk_size = steps.chunk_size(count, features.batch_size)
+    return dataclasses.replace(features, pool=steps.pool, chunk_size=chunk_size, keep=keep)
 
 
 def splits_that_stay(
     config: ResolvedConfig, chain: Chain, counts: Mapping[str, int], memory: Memory
-) -> dict[str, int]:
+) -> dict[Split, int]:
     """Return of which splits the decoded pictures stay on the devices, and their bytes.
 
     Where there is room for them it is reserved.
     """
-    found: dict[str, int] = {}
-    for split in ("train", "validation"):
+    found: dict[Split, int] = {}
+    splits: tuple[Split, ...] = ("train", "validation")
+    for split in splits:
         changes = split == "train" and chain.host  # anew in each epoch
         size = counts[split] * 3 * config.image_size**2
         if config.epochs > 1 and not changes and memory.place_for(size) is DeviceRows:
@@ -192,16 +204,18 @@ def splits_that_stay(
     return found
 
 
-def _on_devices(features: Features, config: ResolvedConfig, mesh: jax.sharding.Mesh) -> Features:
-    """Let pictures stay on the devices after they were read once."""
-    count, shape = len(features.labels), (config.image_size, config.image_size, 3)
-    pictures = DeviceRows(mesh, count, shape, np.dtype(np.uint8))
-    return dataclasses.replace(
-        features,
-        read=ResidentPictures(
-            features.read, pictures, features.labels, features.batch_size, features.rows
-        ),
-    )
+def _that_stay(
+    features: dict[Split, Features], source: Source, data: DataSet, memory: Memory
+) -> dict[Split, Features]:
+    """Let pictures stay on the devices after they were read once, where there is room for them."""
+    side = source.config.image_size
+    for split in splits_that_stay(source.config, source.chain, data.counts, memory):
+        found = features[split]
+        count = len(found.labels)
+        pictures = DeviceRows(source.mesh, count, (side, side, 3), np.dtype(np.uint8))
+        read = ResidentPictures(found.read, pictures, found.labels, found.batch_size, found.rows)
+        features[split] = dataclasses.replace(found, read=read)
+    return features
 
 
 def view_of(epoch: int, views: int) -> int:

@@ -33,7 +33,7 @@ from vgg_jax.workflows.expectation import (
 )
 from vgg_jax.workflows.feed import batch_size_of, padded_rows
 from vgg_jax.workflows.load import build_functional
-from vgg_jax.workflows.programs import Program, Programs, compile_programs, counted, in_chunks
+from vgg_jax.workflows.programs import Program, Programs, compile_programs, counted, with_chunks
 from vgg_jax.workflows.session import Session, chain_of
 from vgg_jax.workflows.stored import time_reading
 from vgg_jax.workflows.timing import measure
@@ -139,11 +139,11 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     sizes = rows_of_line(rows, session.mesh.size, in_pieces=session.steps.on_one_cpu)
     with naming_a_smaller_batch(batch_size, _smaller):
         of_batches = compile_programs(session, rows)
-        train, validation = (
-            session.steps.chunk_size(data.counts[split], batch_size)
-            for split in ("train", "validation")
+        chunk_sizes = (
+            session.steps.chunk_size(data.counts["train"], batch_size),
+            session.steps.chunk_size(data.counts["validation"], batch_size),
         )
-        programs = in_chunks(of_batches, session, rows, (train, validation))
+        programs = with_chunks(of_batches, session, rows, chunk_sizes)
         compile_seconds = time.perf_counter() - begun
         programs = counted(programs, session, rows)
         by_rows = {rows: of_batches} | {
@@ -173,7 +173,9 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
         )
     progress.note("Measuring a few batches.")
     with naming_a_smaller_batch(batch_size, _smaller):
-        timing = measure(session, data, progress, in_memory=features.in_memory)
+        # Where nothing is kept, it is said what keeping would give.
+        in_memory = features.in_memory or features.why_not is not None
+        timing = measure(session, data, progress, in_memory=in_memory)
         features = _with_reading(features, session, data, programs, progress)
     return Plan(
         data=data.name,

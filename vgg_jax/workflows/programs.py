@@ -92,27 +92,35 @@ def compile_programs(session: Session, rows: int) -> Programs:
     )
 
 
-def in_chunks(
+def with_chunks(
     programs: Programs, session: Session, rows: int, chunk_sizes: tuple[int, int]
 ) -> Programs:
-    """Return the programs with those that take chunks of training and validation, compiled, too."""
+    """Compile those that take chunks of training and validation, of so many batches, too.
+
+    Returns:
+        The programs, with the memory and the tracing of these; the rest is still that of a batch.
+    """
     mesh, pooled, state = session.mesh, programs.pooled, session.state
 
-    def compiled(program: Any, size: int, *given: Any) -> Program:
+    def chunked(of_batch: Program, size: int, program: Any, *given: Any) -> Program:
+        if size == 1:
+            return of_batch
+
         def array(shape: tuple[int, ...], dtype: Any, *spread: str) -> Any:
             sharding = NamedSharding(mesh, PartitionSpec(*spread))
             return jax.ShapeDtypeStruct((size, rows, *shape), dtype, sharding=sharding)
 
         features = array(pooled.shape, pooled.dtype)
         labels, valid = array((), np.int32, "data"), array((), np.bool_, "data")
-        return _compiled(_traced(program, session.steps, *given, Inputs(features, labels, valid)))
+        inputs = Inputs(features, labels, valid)
+        found = _compiled(_traced(program, session.steps, *given, inputs))
+        return dataclasses.replace(
+            of_batch, memory_bytes=found.memory_bytes, tracing_seconds=found.tracing_seconds
+        )
 
-    train, evaluate = programs.train, programs.evaluate
-    if chunk_sizes[0] > 1:
-        totals = replicate(mesh, Totals.start())
-        train = compiled(session.steps.train, chunk_sizes[0], state, totals)
-    if chunk_sizes[1] > 1:
-        evaluate = compiled(session.steps.evaluate, chunk_sizes[1], state.trained)
+    steps, totals = session.steps, replicate(mesh, Totals.start())
+    train = chunked(programs.train, chunk_sizes[0], steps.train, state, totals)
+    evaluate = chunked(programs.evaluate, chunk_sizes[1], steps.evaluate, state.trained)
     return dataclasses.replace(programs, train=train, evaluate=evaluate)
 
 

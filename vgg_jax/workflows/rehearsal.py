@@ -31,8 +31,7 @@ class KeptBatches:
     """A few batches with features that are kept.
 
     Attributes:
-        give: Gives as many as the first number says, one after another, again and again; in chunks
-            of as many as the second says.
+        give: Gives so many batches, the same again and again, in chunks of so many.
         labels: Of each, int32 `[b]`, without padding.
         chunk_size: Batches in a chunk.
     """
@@ -42,11 +41,11 @@ class KeptBatches:
     chunk_size: int = 1
 
     def batches(self, count: int) -> Iterator[Inputs]:
-        """Yield so many batches, in chunks."""
+        """Yield so many batches."""
         return self.give(count, self.chunk_size)
 
     def endless(self) -> Iterator[Inputs]:
-        """Yield whole chunks, many in a pass."""
+        """Yield them in passes of many, and of whole chunks."""
         chunks = math.ceil(_IN_A_PASS / self.chunk_size)
         return forever(lambda: self.batches(chunks * self.chunk_size))
 

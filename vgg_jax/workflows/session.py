@@ -17,7 +17,7 @@ from vgg_jax.model.pieces import on_one_cpu
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored, fill_leaves
-from vgg_jax.training.chunks import chunk_size
+from vgg_jax.training.chunks import most_batches
 from vgg_jax.training.epoch import Feed, Limits
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.loop import fit
@@ -98,7 +98,7 @@ class Session:
             seed=config.seed,
             features_dtype=config.features_dtype,
             num_classes=num_classes,
-            most_batches=chunk_size(functional, trained, config, mixes=chain.mixes),
+            most_batches=most_batches(functional, trained, config, mixes=chain.mixes),
             on_one_cpu=on_one_cpu(),
         )
         mesh = data_mesh()

@@ -43,7 +43,7 @@ class Timing:
         train: Of one step, from features that are kept.
         validation_prefix: As `prefix`, of one batch of validation.
         evaluate: Of one batch of validation, from features that are kept.
-        around: Of an epoch, beyond its batches one by one: metrics, and how much slower they are
+        around: Of an epoch, beyond its batches by themselves: metrics, and how much slower they are
             while the epoch before is saved; less than 0 if they are faster in a row. Measured where
             it counts, else 0.
     """
@@ -89,14 +89,14 @@ def measure(session: Session, data: DataSet, progress: Progress, *, in_memory: b
 
     def evaluations() -> Iterator[tuple[int, object]]:
         for inputs in validation_kept.endless():
-            yield inputs.batches, steps.evaluate(state.trained, inputs)
+            yield inputs.batch_count, steps.evaluate(state.trained, inputs)
 
     def train_steps() -> Iterator[tuple[int, object]]:
         nonlocal state
         totals = replicate(session.mesh, Totals.start())
         for inputs in kept.endless():
             state, totals = steps.train(state, totals, inputs)
-            yield inputs.batches, totals
+            yield inputs.batch_count, totals
 
     evaluate, step = _time(evaluations()), _time(train_steps())
     batches_alone = counts[0] * step + counts[1] * evaluate
@@ -155,13 +155,8 @@ def _time_prefix(
     jax.block_until_ready(found)
     begun = time.perf_counter()
     shape, dtype = found[0].features.shape[1:], np.dtype(found[0].features.dtype)
-    rows = InMemory(DeviceRows(source.mesh, len(order), shape, dtype), lambda pooled: pooled)
-    rows.put(pieces[0], found[0].features)
-    jax.block_until_ready(rows.get(pieces[0], features.rows))
-    placing = time.perf_counter() - begun
-    for piece, inputs in zip(pieces, found, strict=True):
-        rows.put(piece, inputs.features)
-    rows.in_memory = in_memory  # or batches are given one by one
+    kind = InMemory if in_memory else _OneByOne
+    rows = kind(DeviceRows(source.mesh, len(order), shape, dtype), lambda pooled: pooled)
 
     def give(count: int, size: int) -> Iterator[Inputs]:
         kept = dataclasses.replace(features, keep=_Kept(rows), chunk_size=size)
@@ -172,7 +167,18 @@ def _time_prefix(
             row = islice(cycle(pieces), min(in_a_row, count - done))
             yield from kept.batches(np.concatenate([*row]), 1)
 
+    rows.put(pieces[0], found[0].features)
+    jax.block_until_ready(next(give(1, features.chunk_size)))
+    placing = time.perf_counter() - begun
+    for piece, inputs in zip(pieces, found, strict=True):
+        rows.put(piece, inputs.features)
     return seconds, placing, KeptBatches(give, labels)
+
+
+class _OneByOne(InMemory):
+    """Gives batches as `OnDisk` does, none together with others."""
+
+    in_memory = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,10 +195,10 @@ class _Kept:
 
 
 def _time(steps: Iterator[tuple[int, object]]) -> float:
-    """Return the mean seconds of a batch; what is done at once is waited for, at first to warm up.
+    """Return the mean seconds of a batch; each step is waited for, and the first warms up.
 
     Args:
-        steps: Gives what comes of the next step, and how many batches it was of.
+        steps: Takes the next step; gives of how many batches it was, and what came of it.
     """
     jax.block_until_ready(next(steps))
     begun, seconds, count = time.perf_counter(), 0.0, 0
