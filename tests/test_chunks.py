@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from typing import Any
 
@@ -20,11 +21,10 @@ from vgg_jax.training import chunks
 from vgg_jax.training.chunks import most_batches
 from vgg_jax.training.features import in_chunk
 from vgg_jax.training.inputs import Inputs
-from vgg_jax.training.pooled_rows import PooledKeep
 from vgg_jax.training.room import Memory
+from vgg_jax.training.rows import HostRows
 from vgg_jax.training.side_by_side import StackedSteps
 from vgg_jax.training.steps import Steps, Totals
-from vgg_jax.workflows import feed as feed_module
 from vgg_jax.workflows import session
 from vgg_jax.workflows.resume import resume_training
 from vgg_jax.workflows.train import train
@@ -221,14 +221,32 @@ def test_nothing_is_compiled_after_the_first_epoch(options, tmp_path, caplog, la
     assert {text for text in after if text.startswith("jit(")} <= {*later}
 
 
-@pytest.mark.parametrize("others", [{}, {"augment": ("keras",), "views": 2}], ids=str)
-def test_heads_of_a_sweep_come_to_what_each_does_by_itself(options, tmp_path, taken, others):
+@pytest.mark.parametrize(
+    "others",
+    [{"on_device": "off", "verify_features": 5}, {"augment": ("keras",), "views": 2}],
+    ids=str,
+)
+def test_heads_of_a_sweep_come_to_what_each_does_by_itself(
+    options, tmp_path, monkeypatch, taken, others
+):
     """Each pools the features that all have in common, once."""
+    pooled: list[int] = []
+    pool = Steps.pool
+
+    def counting(self, features):
+        if self.functional.pools:
+            pooled.append(len(features))
+        return pool(self, features)
+
     given = {**options, "train_from": "head", "epochs": 4, **others}
     heads = ["linear", "gap-mlp", "dense256"]
-    found = sweep(**given, head=heads, run=str(tmp_path / "sweep"))
-    computed = [1, 1, 1] * (2 if others else 1)  # for the first of them
-    assert taken == [*computed, *(12 - len(computed)) // 3 * [3], *4 * [3], *12 * [1]]
+    views = others.get("views", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "pool", counting)
+        found = sweep(**given, head=heads, run=str(tmp_path / "sweep"))
+    computed = views * [1, 1, 1]  # for the first of them
+    assert taken == [*computed, *(4 - views) * [3], *4 * [3], *12 * [1]]
+    assert pooled == 2 * (views * 3 + 2) * [8]  # batches, with those of validation
     for outcome in found.outcomes:
         differs = dict(outcome.candidate.differs)
         train(**{**given, **differs}, run=str(tmp_path / outcome.candidate.name))
@@ -243,12 +261,9 @@ def test_heads_of_a_sweep_pool_each_batch_where_no_copy_is_kept(
     with monkeypatch.context() as patch:
         if way == "disk alone":
             patch.setattr(Memory, "place_for", lambda self, size: None)
-        elif way == "no copy":
-            patch.setattr(
-                feed_module,
-                "PooledKeep",
-                lambda features, keep, pool, copy: PooledKeep(features, keep, pool, None),
-            )
+        elif way == "no copy":  # beside the features, for which there is room
+            places = itertools.chain([HostRows], itertools.repeat(None))
+            patch.setattr(Memory, "place_for", lambda self, size: next(places))
         found = sweep(**given, head=["linear", "dense256"], run=str(tmp_path / "sweep"))
     assert taken == 12 * [1]
     for outcome in found.outcomes:

@@ -16,9 +16,9 @@ class PooledKeep:
     """Gives the kept features of one split to one head; a `vgg_jax.training.features.Keep`."""
 
     def __init__(
-        self, features: Features, keep: Keep, pool: Pool, copy: Callable[[], Rows] | None
+        self, features: Features, keep: Keep, pool: Pool, copy: Callable[[int], Rows] | None
     ) -> None:
-        """Pool what `keep` has of `features`; `copy` makes room in memory for all of a view."""
+        """Pool what `keep` has of `features`; `copy` makes room in memory for so many rows."""
         self._features, self._keep, self._pool, self._copy = features, keep, pool, copy
         self._pooled: dict[KeptRows, PooledRows] = {}  # a split that is not augmented has one
 
@@ -26,7 +26,10 @@ class PooledKeep:
         """As in `Keep`."""
         rows = self._keep.rows(self._features, view)
         if rows not in self._pooled:
-            self._pooled[rows] = PooledRows(rows, self._pool, self._copy, self._features.rows)
+            copy = None
+            if self._copy is not None and rows.in_memory:
+                copy = self._copy(len(self._features.labels))
+            self._pooled[rows] = PooledRows(rows, self._pool, copy, self._features.rows)
         return self._pooled[rows]
 
     def passed(self, features: Features, view: int) -> None:
@@ -35,15 +38,12 @@ class PooledKeep:
 
 
 class PooledRows:
-    """Rows of others, pooled; of rows in memory a pooled copy is kept. A `KeptRows`."""
+    """Rows of others, pooled; a `KeptRows`."""
 
-    def __init__(
-        self, rows: KeptRows, pool: Pool, copy: Callable[[], Rows] | None, rows_of_batch: int
-    ) -> None:
-        """Pool `rows` in batches, as they are asked for, into what `copy` makes."""
-        self._rows, self._pool, self._batch = rows, pool, rows_of_batch
-        self._copy = copy() if copy is not None and rows.in_memory else None
-        self.in_memory = self._copy is not None
+    def __init__(self, rows: KeptRows, pool: Pool, copy: Rows | None, rows_of_batch: int) -> None:
+        """Pool `rows` in batches, as they are asked for: once into `copy`, or else each time."""
+        self._rows, self._pool, self._copy, self._batch = rows, pool, copy, rows_of_batch
+        self.in_memory = copy is not None
         self.has, self.put, self.prefetch = rows.has, rows.put, rows.prefetch
         self.flush, self.stop_writing, self.close = rows.flush, rows.stop_writing, rows.close
 

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ from vgg_jax.training.features import Features
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.memory import naming_a_smaller_batch
 from vgg_jax.training.position import Position
+from vgg_jax.training.room import Memory
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.side_by_side import (
     Lane,
@@ -97,6 +98,13 @@ class Outcome:
         }
 
 
+class Common(NamedTuple):
+    """Features that candidates have in common, and where there is room beside them."""
+
+    features: Mapping[Split, Features]
+    memory: Memory
+
+
 @dataclasses.dataclass(frozen=True)
 class Shared:
     """What candidates have in common.
@@ -156,13 +164,11 @@ class Shared:
         }
         return Session.start(config, functional, parameters, self.source.chain, classes)
 
-    def feed(self, features: Mapping[Split, Features], session: Session) -> Feed:
-        """Return what gives a candidate its batches, of features that all have in common."""
+    def feed(self, common: Common, session: Session) -> Feed:
+        """Return what gives a candidate its batches."""
+        features = common.features
         if not self.pools:
-            features = {
-                split: pooled(found, session.config, session.steps, session.mesh)
-                for split, found in features.items()
-            }
+            features = pooled(features, session.source, common.memory)
         return make_feed(self.source, self.data, features)
 
 
@@ -208,7 +214,9 @@ class Work:
         """Train candidates until the memory is exhausted: what is kept in it may be spoilt then."""
         gc.collect()  # or heads and errors of before hold their arrays a while
         config, chain = shared.source.config, shared.source.chain
-        with open_features(shared.source, shared.data, self.progress) as features:
+        memory = Memory(config, shared.source.mesh)
+        with open_features(shared.source, shared.data, memory, self.progress) as features:
+            common = Common(features, memory)
             if why_not_kept(config, chain):
                 self.progress.note(
                     "So each candidate that is trained in turn computes its own features."
@@ -221,14 +229,12 @@ class Work:
                 else:
                     trainings = [partial(self._train, candidate) for candidate in group]
                 for train in trainings:
-                    outcomes += train(shared, features)
+                    outcomes += train(shared, common)
                     if any(outcome.exhausted for outcome in outcomes):
                         return outcomes
         return outcomes
 
-    def _train(
-        self, candidate: Candidate, shared: Shared, features: Mapping[Split, Features]
-    ) -> list[Outcome]:
+    def _train(self, candidate: Candidate, shared: Shared, common: Common) -> list[Outcome]:
         run = RunFolder(self.path / candidate.name)
         progress = self._begin(candidate)
         with run.locked(progress.note):
@@ -239,7 +245,7 @@ class Work:
                 with self._interruptible(), run.training(), _naming_less(config):
                     session = shared.session(config, progress)
                     session.fit(
-                        nullcontext(shared.feed(features, session)),
+                        nullcontext(shared.feed(common, session)),
                         run,
                         Position(),
                         progress,
@@ -250,7 +256,7 @@ class Work:
         return [self._outcome(candidate, run)]
 
     def _train_side_by_side(
-        self, group: Sequence[Candidate], shared: Shared, features: Mapping[Split, Features]
+        self, group: Sequence[Candidate], shared: Shared, common: Common
     ) -> list[Outcome]:
         config = group[0].config
         runs = [RunFolder(self.path / candidate.name) for candidate in group]
@@ -264,7 +270,7 @@ class Work:
                     lanes.append(held.enter_context(Lane(run, candidate.config.learning_rate)))
                 limits = limits_of(config, self.interruption)
                 what = f"{config.head}, {len(group)} candidates side by side"
-                feed = make_feed(shared.source, shared.data, features)
+                feed = make_feed(shared.source, shared.data, common.features)
                 steps = config.epochs * feed.batches_of(feed.examples)
                 self.progress.work_started(f"{what} ({self._next(len(group))})", steps, "steps")
                 if self.interruption:
@@ -276,7 +282,7 @@ class Work:
                         session.state,
                         [Hyperparameters.of(candidate.config) for candidate in group],
                         session.frozen,
-                        shared.feed(features, session),
+                        shared.feed(common, session),
                         lanes,
                         mesh=session.mesh,
                         limits=limits,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from vgg_jax.augment.chain import Chain
 from vgg_jax.config import DEMO, ResolvedConfig
@@ -106,17 +105,17 @@ class Source:
 @contextmanager
 def open_feed(source: Source, data: DataSet, progress: Progress) -> Generator[Feed]:
     """Give the batches of a training, their features kept if that is wanted and possible."""
-    with open_features(source, data, progress) as features:
+    memory = Memory(source.config, source.mesh)
+    with open_features(source, data, memory, progress) as features:
         yield make_feed(source, data, features)
 
 
 @contextmanager
 def open_features(
-    source: Source, data: DataSet, progress: Progress
+    source: Source, data: DataSet, memory: Memory, progress: Progress
 ) -> Generator[dict[Split, Features]]:
-    """Give the features of both splits, kept if that is wanted and possible."""
+    """Give the features of both splits, kept if that is wanted and there is room."""
     config = source.config
-    memory = Memory(config, source.mesh)
     train, validation = data.splits["train"], data.splits["validation"]
     batch_size = batch_size_of(config, train)
     features: dict[Split, Features] = {
@@ -166,24 +165,31 @@ def make_feed(source: Source, data: DataSet, features: Mapping[Split, Features])
     )
 
 
-def pooled(features: Features, config: ResolvedConfig, steps: Steps, mesh: Mesh) -> Features:
-    """Return features that are not pooled as the steps of one head take them.
+def pooled(
+    features: Mapping[Split, Features], source: Source, memory: Memory
+) -> dict[Split, Features]:
+    """Return features that several heads have in common as the programs of one of them take them.
 
     Args:
-        features: That several heads have in common.
-        config: Options of the training of this head.
-        steps: Its programs.
-        mesh: Its devices.
+        features: Those, not pooled.
+        source: What this head would compute its features with.
+        memory: Where there is room for a pooled copy.
     """
-    count, keep = len(features.labels), features.keep
-    if keep is not None and steps.functional.pools:
-        row, memory = pooled_row(steps.functional, config), Memory(config, mesh)
-        size = count * len(views_of(config)) * row.size * row.dtype.itemsize
-        place = memory.place_for(size)
-        copy = place and partial(place, mesh, count, row.shape, np.dtype(row.dtype))
-        keep = PooledKeep(features, keep, steps.pool, copy)
-    chunk_size = steps.chunk_size(count, features.batch_size)
-    return dataclasses.replace(features, pool=steps.pool, chunk_size=chunk_size, keep=keep)
+    config, steps, copy = source.config, source.steps, None
+    if steps.functional.pools:
+        row, views = pooled_row(steps.functional, config), {"train": len(views_of(config))}
+        count = sum(len(found.labels) * views.get(split, 1) for split, found in features.items())
+        if place := memory.place_for(count * row.size * row.dtype.itemsize):
+            copy = partial(place, source.mesh, shape=row.shape, dtype=np.dtype(row.dtype))
+
+    def of_head(found: Features) -> Features:
+        keep = found.keep
+        if keep is not None and steps.functional.pools:
+            keep = PooledKeep(found, keep, steps.pool, copy)
+        chunk_size = steps.chunk_size(len(found.labels), found.batch_size)
+        return dataclasses.replace(found, pool=steps.pool, chunk_size=chunk_size, keep=keep)
+
+    return {split: of_head(found) for split, found in features.items()}
 
 
 def splits_that_stay(

@@ -173,8 +173,9 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
         )
     progress.note("Measuring a few batches.")
     with naming_a_smaller_batch(batch_size, _smaller):
-        # Where nothing is kept, it is said what keeping would give.
-        in_memory = features.in_memory or features.why_not is not None
+        # Where nothing is kept that could be, it is said what that would give.
+        could_be = features.can_be_kept and features.why_not is not None
+        in_memory = features.in_memory or could_be
         timing = measure(session, data, progress, in_memory=in_memory)
         features = _with_reading(features, session, data, programs, progress)
     return Plan(
