@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pty
 import re
@@ -29,6 +30,14 @@ def test_plain_lines_hold_what_an_epoch_gave(capsys):
         "epoch 1/3  12.5 s  80.0 images/s  loss 1.2500  accuracy 0.500  "
         "validation loss 1.5000  accuracy 0.750  best\n"
     )
+
+
+def test_short_epochs_are_told_in_milliseconds(capsys):
+    progress = LineProgress()
+    progress.epoch_started(1, 3, 10)
+    short = dataclasses.replace(METRICS, seconds=0.0124, images_per_second=52_345.6)
+    progress.epoch_done(short, False)
+    assert "epoch 1/3  12 ms  52,346 images/s  loss" in capsys.readouterr().err
 
 
 def test_long_epochs_give_a_sign_of_life(capsys, monkeypatch):

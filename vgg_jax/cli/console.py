@@ -17,7 +17,7 @@ import typer
 
 from vgg_jax.errors import TrainingInterrupted, VggJaxError
 from vgg_jax.plugin_packages import damaged_packages_named
-from vgg_jax.progress import EpochMetrics, Progress, format_bytes
+from vgg_jax.progress import EpochMetrics, Progress, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -213,7 +213,7 @@ class LineProgress(Progress):
             self._last_line = time.monotonic()
             say(
                 f"epoch {self._epoch}/{self._epochs}  step {step}/{self._steps}  "
-                f"{images_per_second:.1f} images/s  loss {loss:.4f}  accuracy {accuracy:.3f}"
+                f"{_speed(images_per_second)}  loss {loss:.4f}  accuracy {accuracy:.3f}"
             )
 
     def epoch_done(self, metrics: EpochMetrics, best: bool) -> None:
@@ -276,7 +276,7 @@ class _BarProgress(Progress):
 
     def step_done(self, step: int, images_per_second: float, loss: float, accuracy: float) -> None:
         if self._bar is not None:
-            text = f"{images_per_second:.1f} images/s  loss {loss:.4f}  accuracy {accuracy:.3f}"
+            text = f"{_speed(images_per_second)}  loss {loss:.4f}  accuracy {accuracy:.3f}"
             self._bar.update(self._task, completed=step, text=text)
 
     def epoch_done(self, metrics: EpochMetrics, best: bool) -> None:
@@ -326,9 +326,15 @@ def _new_bar(in_bytes: bool) -> Bar:
 def _epoch_line(metrics: EpochMetrics, epochs: int, best: bool) -> str:
     count = metrics.skipped_steps
     skipped = f"  {count} steps skipped, not finite" if count else ""
+    seconds = metrics.seconds
+    took = f"{seconds:.1f} s" if seconds >= 1 else format_seconds(seconds)
     return (
-        f"epoch {metrics.epoch}/{epochs}  {metrics.seconds:.1f} s  {metrics.images_per_second:.1f}"
-        f" images/s  loss {metrics.loss:.4f}  accuracy {metrics.accuracy:.3f}  validation loss"
+        f"epoch {metrics.epoch}/{epochs}  {took}  {_speed(metrics.images_per_second)}"
+        f"  loss {metrics.loss:.4f}  accuracy {metrics.accuracy:.3f}  validation loss"
         f" {metrics.validation_loss:.4f}  accuracy"
         f" {metrics.validation_accuracy:.3f}{'  best' if best else ''}{skipped}"
     )
+
+
+def _speed(images_per_second: float) -> str:
+    return f"{images_per_second:{',.0f' if images_per_second >= 1000 else '.1f'}} images/s"
