@@ -1,4 +1,4 @@
-"""Plain convolutions, and Winograd's, which trainings on a CPU take: steps, and frozen layers.
+"""Plain convolutions, and those of trainings on a CPU, in both precisions: steps, frozen layers.
 
 Run by bench.py: all frozen layers in one process, each training in one of its own.
 """
@@ -21,6 +21,12 @@ from convert import measure
 HERE = Path(__file__).parent
 RUN = f"import sys; sys.path.insert(0, {str(HERE)!r}); import convolutions; convolutions.%s()"
 IMAGE_SIZE, BATCH_SIZE, REPEATS = 224, 20, 9  # of the frozen layers
+# Plain ones, and Winograd's in either precision.
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {"precision": "float32", "on_one_cpu": False},
+    "float32": {"precision": "float32", "on_one_cpu": True},
+    "bfloat16": {"precision": "bfloat16", "on_one_cpu": True},
+}
 # Where the training begins, batch size, image size.
 CASES = (
     ("conv5_1", 20, 224),
@@ -33,7 +39,7 @@ CASES = (
 
 
 def convolutions(weights: str) -> Iterator[dict[str, Any]]:
-    """Yield milliseconds of frozen layers and of steps, in both ways, in each case."""
+    """Yield milliseconds of frozen layers and of steps, in each way, in each case."""
     measured = measure(RUN % "measure_frozen", weights)
     for case in json.loads(measured.output.splitlines()[-1]):
         yield {**case, "others_cores": measured.others_cores}
@@ -48,15 +54,13 @@ def convolutions(weights: str) -> Iterator[dict[str, Any]]:
 
 def described(case: Mapping[str, Any]) -> str:
     """Return the figures of a case in words."""
+    units = {"forward": "ms an image", "train": "ms", "evaluate": "ms", "memory": "MB"}
     texts = [
-        f"{what} {case[what]['plain']} -> {case[what]['winograd']}{unit}"
-        for what, unit in (("forward", " ms an image"), ("train", " ms"), ("evaluate", " ms"))
+        f"{what.removesuffix('_seconds')} {' -> '.join(map(str, case[what].values()))} {unit}"
+        for what, unit in (units | {"compile_seconds": "s"}).items()
         if what in case
     ]
-    memory = case["memory"]
-    texts.append(f"memory {memory['plain']} -> {memory['winograd']} MB")
-    compiling = case["compile_seconds"]
-    return f"{', '.join(texts)}, compiling {compiling['plain']} -> {compiling['winograd']} s"
+    return ", ".join(texts)
 
 
 def measure_frozen() -> None:
@@ -65,7 +69,6 @@ def measure_frozen() -> None:
 
     from vgg_jax.heap import keep_freed_memory
     from vgg_jax.layers import LAYERS
-    from vgg_jax.model.convolution import LEAST_TOGETHER_FORWARD
     from vgg_jax.workflows.backbone import open_backbone
 
     keep_freed_memory()  # as the commands do
@@ -74,37 +77,33 @@ def measure_frozen() -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     pixels = backbone.normalise(images)
-    least = LEAST_TOGETHER_FORWARD
-    cases = [forward(backbone, pixels, "conv1_1", "conv5_1", "all before conv5_1", least)]
+    cases = [forward(backbone, pixels, "conv1_1", "conv5_1", "all before conv5_1")]
     given, following = pixels, dict(itertools.pairwise(LAYERS))
     for name, output in backbone.walk(pixels, stop="conv5_1"):
         if name.startswith("conv") and name != "conv1_1":  # which has too few channels
-            cases.append(forward(backbone, given, name, following[name], name))
+            cases.append(forward(backbone, given, name, following[name], name, wherever=True))
         given = output
     print(json.dumps(cases))
 
 
 def forward(
-    backbone: Any, images: Any, start: str, stop: str, who: str, least: int = 0
+    backbone: Any, images: Any, start: str, stop: str, who: str, *, wherever: bool = False
 ) -> dict[str, Any]:
-    """Measure layers, plain and Winograd's from `least` channels and filters together on."""
+    """Measure layers in each way, Winograd's where trainings take them, or wherever they can."""
     import jax
     from flax import nnx
 
-    from vgg_jax.model.convolution import convolve_3x3
+    from vgg_jax.model.arithmetic import set_arithmetic
     from vgg_jax.model.pieces import map_in_pieces
 
     graph, parameters = nnx.split(backbone)
     ways, memory, seconds = {}, {}, {}
-    for name, convolve in (
-        ("plain", jax.lax.conv_general_dilated),
-        ("winograd", partial(convolve_3x3, least_together=least)),
-    ):
+    for name, way in WAYS.items():
 
         @jax.jit
-        def run(parameters: Any, images: Any, convolve: Any = convolve) -> Any:
+        def run(parameters: Any, images: Any, way: Any = way) -> Any:
             network = nnx.merge(graph, parameters)
-            network.set_attributes(conv_general_dilated=convolve)
+            set_arithmetic(network, **way, gradient=wherever)
             few = partial(network.run, start=start, stop=stop)
             return map_in_pieces(few, images)
 
@@ -136,10 +135,7 @@ def measure_steps() -> None:
     part = Part("dense256", boundary, steps=1)
     trial = Trial(part, weights, int(batch_size), int(image_size))
     (inputs,) = trial.batches
-    ways = {
-        name: dataclasses.replace(trial.steps, on_one_cpu=fast)
-        for name, fast in (("plain", False), ("winograd", True))
-    }
+    ways = {name: dataclasses.replace(trial.steps, **way) for name, way in WAYS.items()}
     memory, seconds = {}, {}
     for name, steps in ways.items():
         begun = time.perf_counter()

@@ -12,6 +12,8 @@ from flax import nnx
 
 from vgg_jax.model.convolution import convolve_3x3
 
+NUMBERS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
 
 def draw(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape, np.float32))
@@ -42,6 +44,28 @@ def test_outputs_and_gradients_are_the_same(shape):
         assert np.abs(other - one).max() <= 1e-5 * np.abs(one).max()
 
 
+def gradients(convolve, images, kernel, of_output):
+    def run(images, kernel):
+        return convolve(images, kernel, (1, 1), "SAME", **NUMBERS)
+
+    output, backwards = jax.vjp(run, images, kernel)
+    return output, *backwards(of_output)
+
+
+def test_in_bfloat16_only_rounding_differs():
+    rounded = partial(convolve_3x3, dtype="bfloat16")
+    shapes = (2, 7, 6, 64), (3, 3, 64, 80), (2, 7, 6, 80)
+    drawn = [draw(*shape) for shape in shapes]
+    exact, found = gradients(convolve_3x3, *drawn), gradients(rounded, *drawn)
+    for one, other in zip(exact, found, strict=True):
+        assert other.dtype == np.float32
+        assert 1e-4 < np.abs(other - one).max() / np.abs(one).max() < 2e-2
+    # Nothing is rounded of numbers that have few bits, also when some are added up and halved.
+    few = [4 * jnp.round(numbers) for numbers in drawn]
+    for one, other in zip(gradients(convolve_3x3, *few), gradients(rounded, *few), strict=True):
+        np.testing.assert_array_equal(other, one)
+
+
 def test_it_takes_half_the_multiplications_where_that_wins():
     images = draw(4, 28, 28, 256)
     plain = products(jax.lax.conv_general_dilated, images, 256)
@@ -58,8 +82,7 @@ def test_candidates_may_be_vmapped():
     kernels, images = draw(2, 3, 3, 64, 64), draw(3, 6, 6, 64)
 
     def loss(convolve, kernel):
-        numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-        return (convolve(images, kernel, (1, 1), "SAME", **numbers) ** 2).sum()
+        return (convolve(images, kernel, (1, 1), "SAME", **NUMBERS) ** 2).sum()
 
     expected = jnp.stack(
         [jax.grad(partial(loss, jax.lax.conv_general_dilated))(k) for k in kernels]

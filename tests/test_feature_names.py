@@ -44,6 +44,7 @@ CHANGES = {
     "interpolation": "nearest",
     "weights": "random:1:0.0625",
     "train_from": "conv5_2",
+    "precision": "bfloat16",
     "features_dtype": "bfloat16",
 }
 NO_CHANGES = {

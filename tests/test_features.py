@@ -118,18 +118,15 @@ def test_bfloat16_takes_half_the_room_and_gives_nearly_the_same(options, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_bfloat16_costs_no_accuracy_on_the_demo(tmp_path):
-    accuracy = {
-        dtype: np.mean(
-            [
-                train(seed=seed, features_dtype=dtype, run=str(tmp_path / f"{dtype}-{seed}"))
-                .evaluate()
-                .accuracy
-                for seed in range(5)
-            ]
-        )
-        for dtype in ("float32", "bfloat16")
-    }
+@pytest.mark.parametrize("option", ["features_dtype", "precision"])
+def test_bfloat16_costs_no_accuracy_on_the_demo(tmp_path, option):
+    accuracy = {}
+    for dtype in ("float32", "bfloat16"):
+        given: dict[str, Any] = {option: dtype}
+        runs = [
+            train(seed=seed, run=str(tmp_path / f"{dtype}-{seed}"), **given) for seed in range(5)
+        ]
+        accuracy[dtype] = np.mean([run.evaluate().accuracy for run in runs])
     assert accuracy["float32"] > 0.9
     assert accuracy["bfloat16"] == pytest.approx(accuracy["float32"], abs=0.02)
 

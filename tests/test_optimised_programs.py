@@ -36,6 +36,10 @@ run("chunks", 4, **head)
 from vgg_jax.workflows import session
 session.most_batches = lambda *others, mixes: 1
 run("steps", 4, features="off", **head)
+rounded = dict(precision="bfloat16")  # which narrow layers on one CPU are not
+run("rounded off", 11, features="off", **rounded)
+run("rounded other", 4, features="disk", **rounded)
+run("rounded", 11, features="disk", **rounded)
 """
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
@@ -43,3 +47,4 @@ run("steps", 4, features="off", **head)
     same_run(tmp_path / "off", tmp_path / "memory")
     same_run(tmp_path / "fresh", tmp_path / "views")
     same_run(tmp_path / "steps", tmp_path / "chunks")
+    same_run(tmp_path / "rounded off", tmp_path / "rounded")

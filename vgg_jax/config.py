@@ -24,6 +24,7 @@ Interpolation = Literal["bilinear", "nearest"]
 OnDevice = Literal["auto", "off"]
 LossName = Literal["categorical", "binary", "keras-binary"]
 OnNan = Literal["stop", "skip"]
+Precision = Literal["float32", "bfloat16"]
 OptimizerName = Literal["rmsprop", "adam", "adamw", "sgd"]
 
 # What the recipe uses, and what the demo brings instead: its pictures are small, its backbone is
@@ -76,6 +77,9 @@ class TrainConfig:
         image_size: Side of the square, in pixels, that pictures are stretched to; at least 32.
             Default 224; demo 96.
         interpolation: bilinear (antialiased), or nearest as in Keras' generator.
+        precision: Of what the backbone's convolutions multiply: float32, or bfloat16, which is
+            faster on accelerators and on CPUs that have instructions for it. Parameters, sums, the
+            head, the loss and the optimizer are float32.
         early_stop: Stop after this many epochs without a better validation loss; at least 1.
         checkpoint_minutes: Save within an epoch, too, after so many minutes; above 0.
         on_nan: stop at a step whose loss or gradient is not finite, or skip such steps and count
@@ -112,6 +116,7 @@ class TrainConfig:
     batch_size: int = 32
     image_size: int | None = None
     interpolation: Interpolation = "bilinear"
+    precision: Precision = "float32"
     early_stop: int | None = None
     checkpoint_minutes: float = 10.0
     on_nan: OnNan = "stop"

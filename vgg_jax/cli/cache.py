@@ -105,6 +105,14 @@ def _brief_settings(settings: dict[str, Any]) -> str:
     """Return what tells tables apart most often; `--json` has all."""
     return " ".join(
         f"{name}={_DIGEST.sub(lambda digest: digest[0][:8], str(settings[name]))}"
-        for name in ("boundary", "image_size", "features_dtype", "prefix", "seed", "view")
+        for name in (
+            "boundary",
+            "image_size",
+            "precision",
+            "features_dtype",
+            "prefix",
+            "seed",
+            "view",
+        )
         if name in settings
     )

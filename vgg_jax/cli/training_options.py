@@ -65,6 +65,12 @@ class TrainingOptions(TypedDict, total=False):
     batch_size: Annotated[int, _option("[default: 32]")]
     image_size: Annotated[int, _option("Side in pixels. [default: 224; the demo's is 96]")]
     interpolation: Annotated[str, _option("bilinear or nearest. [default: bilinear]")]
+    precision: Annotated[
+        str,
+        _option(
+            "Convolve in float32 or, faster where hardware has it, bfloat16. [default: float32]"
+        ),
+    ]
     early_stop: Annotated[int, _option("Stop after N epochs without a better validation loss.")]
     checkpoint_minutes: Annotated[
         float, _option("Save within an epoch, too, after so many minutes. [default: 10]")

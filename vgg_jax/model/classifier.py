@@ -77,7 +77,7 @@ class Classifier(nnx.Module):
         Raises:
             PluginError: If the head fails; names it and the cause.
         """
-        return self._ask_head(self.head, features)
+        return self._ask_head(self.head, features.astype(jnp.float32))
 
     def _ask_head(self, ask: Any, features: jax.Array) -> jax.Array:
         try:

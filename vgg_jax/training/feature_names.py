@@ -36,7 +36,8 @@ _OURS = Path(__file__).parents[1]
 # edit, or a pull, leaves the version as it is. A test holds these against what runs.
 _CODE = (
     *("layers.py", "data/decode.py", "data/pipeline.py", "training/steps.py", "workflows/feed.py"),
-    *("model/classifier.py", "model/convolution.py", "model/pieces.py", "model/vgg16.py"),
+    *("model/arithmetic.py", "model/classifier.py", "model/convolution.py", "model/pieces.py"),
+    "model/vgg16.py",
 )
 _CODE_OF_VIEWS = ("contract.py", "augment/*.py", "data/examples.py")
 _PACKAGES = ("vgg-jax", "pillow", "numpy", "jax", "jaxlib", "flax")
@@ -77,6 +78,7 @@ def settings_of(
         "scale": backbone.scale,
         "image_size": config.image_size,
         "interpolation": config.interpolation,
+        "precision": config.precision,
         "features_dtype": config.features_dtype,
         # What else may compute other bits.
         "versions": {name: metadata.version(name) for name in _PACKAGES},

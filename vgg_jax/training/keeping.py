@@ -176,7 +176,8 @@ class Keeper:
         width = self._steps.functional.bind({}).backbone.width
         if jax.default_backend() == "cpu" and width >= 1:
             return 0.0
-        return 1e-5 if self._config.features_dtype == "float32" else 2**-7
+        types = {self._config.features_dtype, self._config.precision}
+        return 1e-5 if types == {"float32"} else 2**-7
 
     def _decide(self, memory: Memory) -> None:
         """Choose between disk and memory, as far as that is left open, and say what was chosen."""

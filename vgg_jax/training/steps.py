@@ -14,9 +14,9 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vgg_jax.config import FeaturesDtype, LossName, ResolvedConfig
+from vgg_jax.config import FeaturesDtype, LossName, Precision, ResolvedConfig
+from vgg_jax.model.arithmetic import set_arithmetic
 from vgg_jax.model.classifier import Functional, Parameters
-from vgg_jax.model.convolution import LEAST_TOGETHER_FORWARD, convolve_3x3
 from vgg_jax.model.pieces import map_in_pieces
 from vgg_jax.training.inputs import Inputs, fold_batches, map_batches
 from vgg_jax.training.losses import example_losses, probabilities
@@ -126,12 +126,12 @@ class Steps:
         loss: Name of the loss.
         augment: Applied to training images, or None.
         seed: Of augmentation and dropout.
+        precision: Of the convolutions, see `vgg_jax.model.arithmetic`.
         features_dtype: To which features are rounded.
         num_classes: Needed only where `augment` mixes.
         most_batches: Of a chunk, see `vgg_jax.training.chunks`; with 1 there are no chunks.
         on_one_cpu: Whether to work as suits a CPU: the prefix takes few images at a time, see
-            `vgg_jax.model.pieces`, and convolutions fewer multiplications, see
-            `vgg_jax.model.convolution`.
+            `vgg_jax.model.pieces`, and convolutions fewer multiplications.
     """
 
     functional: Functional
@@ -139,6 +139,7 @@ class Steps:
     loss: LossName
     augment: ImageTransform | None = None
     seed: int = 0
+    precision: Precision = "float32"
     features_dtype: FeaturesDtype = "float32"
     num_classes: int = 0
     most_batches: int = 1
@@ -253,22 +254,22 @@ class Steps:
 
     def _prefix(self, frozen: Parameters, images: jax.Array) -> jax.Array:
         classifier = self.functional.bind(frozen)
+        set_arithmetic(
+            classifier.backbone, self.precision, on_one_cpu=self.on_one_cpu, gradient=False
+        )
 
         def prefix(images: jax.Array) -> jax.Array:
             return classifier.prefix(images).astype(self.features_dtype)
 
-        if not self.on_one_cpu:
-            return prefix(images)
-        convolve = partial(convolve_3x3, least_together=LEAST_TOGETHER_FORWARD)
-        classifier.backbone.set_attributes(conv_general_dilated=convolve)
-        return map_in_pieces(prefix, images)
+        return map_in_pieces(prefix, images) if self.on_one_cpu else prefix(images)
 
     def _suffix(
         self, trained: Parameters, features: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
         classifier = self.functional.bind(trained, key)
-        if self.on_one_cpu:
-            classifier.backbone.set_attributes(conv_general_dilated=convolve_3x3)
+        set_arithmetic(
+            classifier.backbone, self.precision, on_one_cpu=self.on_one_cpu, gradient=True
+        )
         return classifier.suffix(features.astype(jnp.float32))
 
 

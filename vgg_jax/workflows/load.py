@@ -87,6 +87,7 @@ def load_classifier(
         image_size=config.image_size,
         interpolation=config.interpolation,
         loss=config.loss,
+        precision=config.precision,
         epoch=epoch,
     )
 

@@ -96,6 +96,7 @@ class Session:
             config.loss,
             augment=chain if chain.on_device else None,
             seed=config.seed,
+            precision=config.precision,
             features_dtype=config.features_dtype,
             num_classes=num_classes,
             most_batches=most_batches(functional, trained, config, mixes=chain.mixes),

@@ -8,8 +8,9 @@ from functools import partial
 import jax
 import numpy as np
 
-from vgg_jax.config import Interpolation, LossName
+from vgg_jax.config import Interpolation, LossName, Precision
 from vgg_jax.errors import DataError
+from vgg_jax.model.arithmetic import set_arithmetic
 from vgg_jax.model.classifier import Classifier, Functional, Parameters
 from vgg_jax.model.pieces import PIECE, map_in_pieces, on_one_cpu
 from vgg_jax.training.losses import probabilities
@@ -23,6 +24,7 @@ class TrainedClassifier:
         image_size: Side in pixels of the square images it takes.
         interpolation: How pictures are resized for it.
         loss: The loss it was trained with.
+        precision: In which it convolves, as it did in training.
         epoch: Number of the epoch whose parameters it has; None if it was not trained here.
     """
 
@@ -35,6 +37,7 @@ class TrainedClassifier:
         image_size: int,
         interpolation: Interpolation,
         loss: LossName,
+        precision: Precision = "float32",
         epoch: int | None = None,
     ) -> None:
         """Hold functions and parameters; `load_classifier` and `load_top_classifier` make one."""
@@ -42,6 +45,7 @@ class TrainedClassifier:
         self.image_size = image_size
         self.interpolation: Interpolation = interpolation
         self.loss: LossName = loss
+        self.precision: Precision = precision
         self.epoch = epoch
         self._functional = functional
         self._parameters = parameters
@@ -50,10 +54,15 @@ class TrainedClassifier:
 
     def _apply(self, parameters: Parameters, images: jax.Array) -> jax.Array:
         classifier = self._functional.bind(parameters)
-        # Fewer than two pieces go at once: completed with black ones they would take longer.
-        if not on_one_cpu() or len(images) < 2 * PIECE:
-            return classifier(images)
         backbone = classifier.backbone
+        # Fewer than two pieces go at once: completed with black ones they would take longer.
+        in_pieces = on_one_cpu() and len(images) >= 2 * PIECE
+        # Others than plain convolutions take seconds to compile, for which few pictures do not make
+        # up: in float32 some hundred.
+        many = in_pieces and len(images) >= 4 * PIECE and self.precision == "bfloat16"
+        set_arithmetic(backbone, self.precision, on_one_cpu=many, gradient=False)
+        if not in_pieces:
+            return classifier(images)
         features = map_in_pieces(lambda few: backbone(backbone.normalise(few)), images)
         return classifier.classify(features)
 

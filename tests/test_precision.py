@@ -1,0 +1,123 @@
+"""Trainings, evaluations and predictions with convolutions in bfloat16."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_steps import copied, make_batch, prepare, take_step
+from training_runs import SAME_BITS_SIZE, Recorder, same_run
+
+from vgg_jax.data.pipeline import batches
+from vgg_jax.data.sources import open_data
+from vgg_jax.errors import ConfigError
+from vgg_jax.training.steps import Totals
+from vgg_jax.workflows.load import load_classifier
+from vgg_jax.workflows.resume import resume_training
+from vgg_jax.workflows.run import Run
+from vgg_jax.workflows.train import train
+
+WIDTH = 1 / 4  # on a CPU layers of fewer channels convolve in float32 whatever is asked for
+DEVICES = pytest.mark.parametrize("on_one_cpu", [True, False], ids=["one CPU", "others"])
+
+
+def difference(found, expected) -> float:
+    """Return the largest difference, relative to the largest value."""
+    return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
+
+
+@DEVICES
+def test_features_differ_by_rounding_alone(on_one_cpu):
+    exact, _, frozen = prepare(image_size=SAME_BITS_SIZE, width=WIDTH)
+    rounded = dataclasses.replace(exact, precision="bfloat16", on_one_cpu=on_one_cpu)
+    images = make_batch(rows=11, image_size=SAME_BITS_SIZE)["images"]
+    found = np.asarray(rounded.features(frozen, images))
+    assert found.dtype == np.float32
+    assert 1e-4 < difference(found, np.asarray(exact.features(frozen, images))) < 2e-2
+    if on_one_cpu:
+        for rows in (4, 6, 8):
+            few = rounded.features(frozen, images[-rows:])
+            np.testing.assert_array_equal(few, found[-rows:])
+
+
+@DEVICES
+def test_a_step_does_nearly_what_one_in_float32_does(on_one_cpu):
+    exact, state, frozen = prepare("conv4_3", width=WIDTH, image_size=80)
+    sgd = optax.sgd(1e-3)
+    exact = dataclasses.replace(exact, tx=lambda numbers: sgd)
+    state = state._replace(optimizer=sgd.init(state.trained))
+    before, after = copied(state.trained), []
+    for steps in (
+        exact,
+        dataclasses.replace(exact, precision="bfloat16", on_one_cpu=on_one_cpu),
+    ):
+        started = jax.tree.map(jnp.array, state)
+        trained, totals = take_step(
+            steps, started, Totals.start(), frozen, make_batch(image_size=80)
+        )
+        after.append((copied(trained.trained), float(totals.loss)))
+    (expected, loss), (found, near) = after
+    assert near == pytest.approx(loss, rel=2e-2)
+    assert near != loss
+    for path, value in expected.items():
+        assert found[path].dtype == np.float32
+        # Rounding decides which of nearly equal pixels a pooling takes, and so has the gradient.
+        moved, wanted = found[path] - before[path], value - before[path]
+        assert np.linalg.norm(moved - wanted) < 0.25 * np.linalg.norm(wanted), path
+
+
+@pytest.fixture(scope="module")
+def given(options) -> dict[str, object]:
+    return {
+        **options,
+        "weights": f"random:0:{WIDTH}",
+        "image_size": SAME_BITS_SIZE,
+        "learning_rate": 1e-5,
+        "precision": "bfloat16",
+    }
+
+
+@pytest.fixture(scope="module")
+def rounded(given, tmp_path_factory) -> Run:
+    """A trained run, not to be changed."""
+    return train(**given, run=str(tmp_path_factory.mktemp("runs") / "bfloat16"))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_kept_features_give_the_same_training_to_the_bit(given, rounded, tmp_path):
+    train(**given, features="off", run=str(tmp_path / "off"))
+    train(**given, features="disk", run=str(tmp_path / "disk"))
+    progress = Recorder()
+    kept = train(**given, run=str(tmp_path / "kept"), verify_features=9, progress=progress)
+    assert any("30 of 30 are there" in note for note in progress.notes)
+    for run in ("off", "kept"):
+        same_run(tmp_path / run, tmp_path / "disk")
+    exact = train(**{**given, "precision": "float32"}, run=str(tmp_path / "float32"))
+    for one, other in zip(exact.history, kept.history, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=2e-2)
+        assert other.loss != one.loss
+
+
+def test_evaluation_and_prediction_have_the_precision_of_the_training(rounded, photos):
+    best, found = rounded.best, rounded.evaluate(split="validation")
+    assert found.loss == pytest.approx(best.validation_loss, rel=2e-2)
+    classifier = load_classifier(rounded.path)
+    assert classifier.precision == "bfloat16"
+    examples = open_data(str(photos), demo_folder=lambda: photos, seed=0).splits["train"]
+    (batch,) = batches(examples, batch_size=len(examples), image_size=SAME_BITS_SIZE)
+    many = classifier.predict(batch.images)  # enough to pay for other convolutions
+    exact = load_classifier(rounded.path)
+    exact.precision = "float32"
+    assert 0 < np.abs(many - exact.predict(batch.images)).max() < 2e-2
+    few = np.concatenate([classifier.predict(batch.images[i : i + 5]) for i in range(0, 20, 5)])
+    assert 0 < np.abs(few - many[:20]).max() < 2e-2
+
+
+def test_it_is_part_of_a_run(rounded):
+    given = {"run": str(rounded.path), "epochs": 3, "precision": "float32"}
+    with pytest.raises(ConfigError, match="--precision 'float32' differs"):
+        resume_training(given, Recorder())
