@@ -106,7 +106,8 @@ def convolutions_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
 
 def predict_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
     """Measure the prediction of one picture by a run of `epochs`, programs being kept."""
-    run = next(folder.glob("run-[fk]*"), None)  # fresh or kept
+    runs_there = filter(Path.is_dir, (folder / f"run-{name}" for name in ("fresh", "kept")))
+    run = next(runs_there, None)
     if run is None:
         return say("predict: there is no run to predict with; measure `epochs` with it.")
     picture = next(args.data.glob("test/*/*"))

@@ -42,20 +42,23 @@ class Ours:
         who: It is, in words.
         options: Beside the recipe's.
         epochs: To train.
+        dtypes: It can be asked for.
     """
 
     who: str
     options: tuple[str, ...]
     epochs: int
+    dtypes: tuple[str, ...] = ("float32",)
 
 
+DTYPES = "float32", "bfloat16"
 HEAD_ONLY = ("--train-from", "head", "--head")
 OURS = {
-    "kept": Ours("kept features", ("--features", "disk"), 4),
+    "kept": Ours("kept features", ("--features", "disk"), 4, DTYPES),
     "views": Ours("4 views of --augment keras", ("--views", "4", "--augment", "keras"), 10),
     "head-dense256": Ours("frozen up to the head, dense256", (*HEAD_ONLY, "dense256"), 6),
     "head-linear": Ours("frozen up to the head, linear", (*HEAD_ONLY, "linear"), 6),
-    "fresh": Ours("features computed anew", ("--features", "off"), 2),
+    "fresh": Ours("features computed anew", ("--features", "off"), 2, DTYPES),
 }
 
 
@@ -77,7 +80,7 @@ class Peer:
     modules: tuple[str, ...]
     options: tuple[str, ...] = ()
     epochs: int = 4
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    dtypes: tuple[str, ...] = DTYPES
 
 
 def _keras(who: str, backend: str, *options: str, **others: Any) -> Peer:
@@ -110,7 +113,12 @@ def epochs(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         h5, weights = write_weights(folder / "notop.h5"), str(folder / "weights")
         if not Path(weights).exists():
             measure(CONVERT, h5, weights)
-    ours = [partial(_ours, args, folder, weights, name) for name in args.ours]
+    ours = [
+        partial(_ours, args, folder, weights, name, dtype)
+        for dtype in args.dtypes
+        for name in args.ours
+        if dtype in (OURS[name].dtypes if name in OURS else ("float32",))
+    ]
     theirs = [
         partial(_peer, args, h5, name, dtype)
         for dtype in args.dtypes
@@ -128,21 +136,22 @@ def epochs(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         yield case
 
 
-def _ours(args: argparse.Namespace, folder: Path, weights: str, name: str) -> Case:
+def _ours(args: argparse.Namespace, folder: Path, weights: str, name: str, dtype: str) -> Case:
     used = tempfile.mkdtemp(prefix=f"{name}-", dir=folder)
     cache = {"VGG_JAX_CACHE": f"{used}/cache"}  # else features would be found there, and programs
     if name == "outside":
         return _outside(args, weights, f"{used}/run", cache)
-    run = folder / f"run-{name}"
+    ours, case_name = OURS[name], name if dtype == "float32" else f"{name}-{dtype}"
+    run = folder / f"run-{case_name}"
     if run.exists():  # of an earlier round
         run = Path(used, "run")
-    ours = OURS[name]
     options = ("--data", args.data, "--weights", weights, "--run", run, *ours.options)
-    arguments = (*options, *_common(args, ours.epochs))
+    arguments = (*options, "--precision", dtype, *_common(args, ours.epochs))
     measured = measure(VGG_JAX, "train", *arguments, environment=cache)
     lines = (run / "metrics.jsonl").read_text().splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
-    return _case(args, name, f"vgg-jax, {ours.who}", measured, seconds_per_epoch=seconds)
+    who = f"vgg-jax, {ours.who}, {dtype}"
+    return _case(args, case_name, who, measured, seconds_per_epoch=seconds)
 
 
 def _outside(args: argparse.Namespace, weights: str, run: str, cache: Mapping[str, str]) -> Case:
@@ -219,8 +228,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ours = [*OURS, "outside"]
     parser.add_argument("--ours", nargs="*", choices=ours, default=ours)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[*PEERS])
-    dtypes = ["float32", "bfloat16"]
-    parser.add_argument("--dtypes", nargs="+", choices=dtypes, default=dtypes, help="of the peers")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[*DTYPES])
     parser.add_argument("--out", type=Path, help="file to which a line of JSON a case is added")
     parser.add_argument("--weights", default="", help="other weights, for a try: random:0:0.0625")
     parser.add_argument("--most-epochs", type=int, help="fewer epochs, for a try")
