@@ -53,10 +53,10 @@ def convolutions(weights: str) -> Iterator[dict[str, Any]]:
 
 
 def described(case: Mapping[str, Any]) -> str:
-    """Return the figures of a case in words."""
+    """Return the figures of a case in words, each in all ways."""
     units = {"forward": "ms an image", "train": "ms", "evaluate": "ms", "memory": "MB"}
     texts = [
-        f"{what.removesuffix('_seconds')} {' -> '.join(map(str, case[what].values()))} {unit}"
+        f"{what.removesuffix('_seconds')} {', '.join(map(str, case[what].values()))} {unit}"
         for what, unit in (units | {"compile_seconds": "s"}).items()
         if what in case
     ]
@@ -103,7 +103,8 @@ def forward(
         @jax.jit
         def run(parameters: Any, images: Any, way: Any = way) -> Any:
             network = nnx.merge(graph, parameters)
-            set_arithmetic(network, **way, gradient=wherever)
+            precision, winograd = way["precision"], way["on_one_cpu"]
+            set_arithmetic(network, precision, winograd=winograd, gradient=wherever)
             few = partial(network.run, start=start, stop=stop)
             return map_in_pieces(few, images)
 

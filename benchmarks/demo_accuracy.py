@@ -29,13 +29,13 @@ def main() -> None:
     asked = {"epochs": args.epochs, "learning_rate": args.learning_rate}
     options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("demo", "demo-features-bfloat16", "demo-bfloat16", "random"):
+        for name in ("demo", "demo-features-bfloat16", "demo-precision-bfloat16", "random"):
             accuracies, seconds = [], []
             for seed in range(args.seeds):
                 given = dict(options)
                 if name == "demo-features-bfloat16":
                     given["features_dtype"] = "bfloat16"
-                if name == "demo-bfloat16":
+                if name == "demo-precision-bfloat16":
                     given["precision"] = "bfloat16"
                 if name == "random":
                     given["weights"] = f"random:{seed}:0.25"

@@ -228,7 +228,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ours = [*OURS, "outside"]
     parser.add_argument("--ours", nargs="*", choices=ours, default=ours)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[*PEERS])
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[*DTYPES])
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=[*DTYPES], help="where there is a choice"
+    )
     parser.add_argument("--out", type=Path, help="file to which a line of JSON a case is added")
     parser.add_argument("--weights", default="", help="other weights, for a try: random:0:0.0625")
     parser.add_argument("--most-epochs", type=int, help="fewer epochs, for a try")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ from training_runs import SAME_BITS_SIZE, Recorder, same_run
 from vgg_jax.data.pipeline import batches
 from vgg_jax.data.sources import open_data
 from vgg_jax.errors import ConfigError
+from vgg_jax.model import arithmetic
 from vgg_jax.training.steps import Totals
+from vgg_jax.workflows import trained_classifier
 from vgg_jax.workflows.load import load_classifier
 from vgg_jax.workflows.resume import resume_training
 from vgg_jax.workflows.run import Run
@@ -37,7 +40,8 @@ def test_features_differ_by_rounding_alone(on_one_cpu):
     images = make_batch(rows=11, image_size=SAME_BITS_SIZE)["images"]
     found = np.asarray(rounded.features(frozen, images))
     assert found.dtype == np.float32
-    assert 1e-4 < difference(found, np.asarray(exact.features(frozen, images))) < 2e-2
+    assert difference(found, np.asarray(exact.features(frozen, images))) < 2e-2
+    assert "bf16" in rounded.features.lower(rounded, frozen, images).as_text()
     if on_one_cpu:
         for rows in (4, 6, 8):
             few = rounded.features(frozen, images[-rows:])
@@ -62,12 +66,12 @@ def test_a_step_does_nearly_what_one_in_float32_does(on_one_cpu):
         after.append((copied(trained.trained), float(totals.loss)))
     (expected, loss), (found, near) = after
     assert near == pytest.approx(loss, rel=2e-2)
-    assert near != loss
     for path, value in expected.items():
         assert found[path].dtype == np.float32
-        # Rounding decides which of nearly equal pixels a pooling takes, and so has the gradient.
+        # Rounding decides which of nearly equal pixels a pooling takes, and whose gradient counts.
+        most = 2e-2 if path.startswith("head/") else 0.25
         moved, wanted = found[path] - before[path], value - before[path]
-        assert np.linalg.norm(moved - wanted) < 0.25 * np.linalg.norm(wanted), path
+        assert np.linalg.norm(moved - wanted) < most * np.linalg.norm(wanted), path
 
 
 @pytest.fixture(scope="module")
@@ -99,22 +103,46 @@ def test_kept_features_give_the_same_training_to_the_bit(given, rounded, tmp_pat
     exact = train(**{**given, "precision": "float32"}, run=str(tmp_path / "float32"))
     for one, other in zip(exact.history, kept.history, strict=True):
         assert other.loss == pytest.approx(one.loss, rel=2e-2)
-        assert other.loss != one.loss
 
 
-def test_evaluation_and_prediction_have_the_precision_of_the_training(rounded, photos):
-    best, found = rounded.best, rounded.evaluate(split="validation")
-    assert found.loss == pytest.approx(best.validation_loss, rel=2e-2)
-    classifier = load_classifier(rounded.path)
-    assert classifier.precision == "bfloat16"
+def test_evaluation_and_prediction_have_the_precision_of_the_training(
+    rounded, photos, tmp_path, monkeypatch
+):
+    best = rounded.best
+    found = rounded.evaluate(split="validation")
+    assert found.loss == pytest.approx(best.validation_loss, rel=1e-5)
+    exact = tmp_path / "float32"
+    shutil.copytree(rounded.path, exact)
+    options = exact / "config.toml"
+    text = options.read_text()
+    options.write_text(text.replace('precision = "bfloat16"', 'precision = "float32"'))
     examples = open_data(str(photos), demo_folder=lambda: photos, seed=0).splits["train"]
     (batch,) = batches(examples, batch_size=len(examples), image_size=SAME_BITS_SIZE)
-    many = classifier.predict(batch.images)  # enough to pay for other convolutions
-    exact = load_classifier(rounded.path)
-    exact.precision = "float32"
-    assert 0 < np.abs(many - exact.predict(batch.images)).max() < 2e-2
-    few = np.concatenate([classifier.predict(batch.images[i : i + 5]) for i in range(0, 20, 5)])
-    assert 0 < np.abs(few - many[:20]).max() < 2e-2
+    expected, many = load_classifier(exact), load_classifier(rounded.path)
+    shares = expected.predict(batch.images)
+    for count in (len(examples), 8):
+        given = batch.images[-count:]
+        text = many._logits.lower(many._parameters, given).as_text()
+        assert "bf16" in text
+        assert np.abs(many.predict(given) - shares[-count:]).max() < 2e-2
+    few = many.predict(batch.images[:7])  # in float32: nothing to compile
+    assert np.array_equal(few, expected.predict(batch.images[:7]))
+    monkeypatch.setattr(trained_classifier, "on_one_cpu", lambda: False)
+    devices = load_classifier(rounded.path)
+    assert "bf16" in devices._logits.lower(devices._parameters, batch.images[:7]).as_text()
+    assert np.abs(devices.predict(batch.images[:7]) - few).max() < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("instructions", "warned"), [("avx2 fma", 1), ("avx2 amx_bf16 avx512_bf16", 0)]
+)
+def test_a_processor_that_gains_nothing_is_told(given, tmp_path, monkeypatch, instructions, warned):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {instructions} sse\n")
+    monkeypatch.setattr(arithmetic, "_CPUINFO", cpuinfo)
+    progress = Recorder()
+    train(**{**given, "epochs": 1}, run=str(tmp_path / "run"), progress=progress)
+    assert sum("--precision bfloat16" in text for text in progress.warnings) == warned
 
 
 def test_it_is_part_of_a_run(rounded):

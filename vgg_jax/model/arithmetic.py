@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 
 from vgg_jax.config import Precision
@@ -13,23 +16,39 @@ from vgg_jax.model.vgg16 import VGG16
 # Channels of images and output together. Without a gradient Winograd's convolutions win less in
 # float32, and have to make up for the time to compile them.
 _LEAST_TOGETHER_FORWARD = 384
+_CPUINFO = Path("/proc/cpuinfo")
+_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}  # what Linux calls such instructions; ARM's last
 
 
 def set_arithmetic(
-    backbone: VGG16, precision: Precision, *, on_one_cpu: bool, gradient: bool
+    backbone: VGG16, precision: Precision, *, winograd: bool, gradient: bool
 ) -> None:
     """Choose how a backbone convolves.
 
     Args:
         backbone: Any; its layers are changed.
         precision: float32; or bfloat16: what is multiplied is rounded to it, and added up in
-            float32. Unless `on_one_cpu`, the outputs of layers are rounded, too.
-        on_one_cpu: Whether to convolve as in `vgg_jax.model.convolution`.
-        gradient: Whether there will be one.
+            float32. Unless `winograd`, the outputs of layers, their biases and the gradients of
+            both are rounded, too.
+        winograd: Whether by `vgg_jax.model.convolution`, which is for one CPU, where that wins.
+        gradient: Whether the gradient is taken, too.
     """
-    if on_one_cpu:
+    if winograd:
         least = 0 if gradient or precision == "bfloat16" else _LEAST_TOGETHER_FORWARD
+        # Flax has a `precision` of its own for the function that it is given.
         convolve = partial(convolve_3x3, least_together=least, dtype=precision)
         backbone.set_attributes(conv_general_dilated=convolve)
     elif precision == "bfloat16":
         backbone.set_attributes(dtype=jnp.bfloat16)
+
+
+def lacks_bfloat16() -> bool:
+    """Return whether the device is a CPU that is known to have no instructions for bfloat16."""
+    if jax.default_backend() != "cpu":
+        return False
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8")
+    except OSError:  # not on this system
+        return False
+    features = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.MULTILINE)
+    return features is not None and not _BFLOAT16 & {*features[1].split()}

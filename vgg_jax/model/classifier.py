@@ -77,6 +77,7 @@ class Classifier(nnx.Module):
         Raises:
             PluginError: If the head fails; names it and the cause.
         """
+        # Heads are float32, whatever the layers before them compute in.
         return self._ask_head(self.head, features.astype(jnp.float32))
 
     def _ask_head(self, ask: Any, features: jax.Array) -> jax.Array:

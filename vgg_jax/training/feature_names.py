@@ -78,7 +78,7 @@ def settings_of(
         "scale": backbone.scale,
         "image_size": config.image_size,
         "interpolation": config.interpolation,
-        "precision": config.precision,
+        "precision": steps.precision,
         "features_dtype": config.features_dtype,
         # What else may compute other bits.
         "versions": {name: metadata.version(name) for name in _PACKAGES},

@@ -255,7 +255,7 @@ class Steps:
     def _prefix(self, frozen: Parameters, images: jax.Array) -> jax.Array:
         classifier = self.functional.bind(frozen)
         set_arithmetic(
-            classifier.backbone, self.precision, on_one_cpu=self.on_one_cpu, gradient=False
+            classifier.backbone, self.precision, winograd=self.on_one_cpu, gradient=False
         )
 
         def prefix(images: jax.Array) -> jax.Array:
@@ -267,9 +267,8 @@ class Steps:
         self, trained: Parameters, features: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
         classifier = self.functional.bind(trained, key)
-        set_arithmetic(
-            classifier.backbone, self.precision, on_one_cpu=self.on_one_cpu, gradient=True
-        )
+        # In validation, too, which then agrees with the steps of training.
+        set_arithmetic(classifier.backbone, self.precision, winograd=self.on_one_cpu, gradient=True)
         return classifier.suffix(features.astype(jnp.float32))
 
 

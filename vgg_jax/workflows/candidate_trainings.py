@@ -53,7 +53,7 @@ from vgg_jax.workflows.feed import Source, make_feed, open_features, open_traini
 from vgg_jax.workflows.load import build_functional
 from vgg_jax.workflows.resume import resume_training
 from vgg_jax.workflows.run import Run
-from vgg_jax.workflows.session import Session, chain_of, limits_of, warn_of_loss
+from vgg_jax.workflows.session import Session, chain_of, limits_of, warn_of_options
 from vgg_jax.workflows.train import found_out
 
 _FAILS_ALONE = (TrainingDiverged, MemoryExhausted)
@@ -204,7 +204,7 @@ class Work:
 
     def train(self, candidates: Sequence[Candidate], shared: Shared) -> list[Outcome]:
         """Train new candidates: in turn, or side by side where that is faster."""
-        warn_of_loss(shared.source.config, self.progress)
+        warn_of_options(shared.source.config, self.progress)
         outcomes: list[Outcome] = []
         while len(outcomes) < len(candidates):
             outcomes += self._train_on_a_feed(candidates[len(outcomes) :], shared)

@@ -34,7 +34,7 @@ from vgg_jax.workflows.expectation import (
 from vgg_jax.workflows.feed import batch_size_of, padded_rows
 from vgg_jax.workflows.load import build_functional
 from vgg_jax.workflows.programs import Program, Programs, compile_programs, counted, with_chunks
-from vgg_jax.workflows.session import Session, chain_of
+from vgg_jax.workflows.session import Session, chain_of, warn_of_options
 from vgg_jax.workflows.stored import time_reading
 from vgg_jax.workflows.timing import measure
 
@@ -129,6 +129,7 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     opened = open_backbone(resolved.weights, progress)
     functional, parameters = build_functional(opened, resolved, len(data.class_names), progress)
     session = Session.start(resolved, functional, parameters, chain, len(data.class_names))
+    warn_of_options(resolved, progress)
     trained = sum(value.size for value in session.state.trained.values())
     frozen = sum(value.size for value in session.frozen.values())
 

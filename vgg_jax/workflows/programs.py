@@ -131,7 +131,8 @@ def counted(programs: Programs, session: Session, rows: int) -> Programs:
     """
     if not session.steps.on_one_cpu:
         return programs
-    plain = _lower(session, dataclasses.replace(session.steps, on_one_cpu=False), rows)
+    steps = dataclasses.replace(session.steps, on_one_cpu=False, precision="float32")
+    plain = _lower(session, steps, rows)
     whole = _compiled(plain.prefix)
     return dataclasses.replace(
         programs,

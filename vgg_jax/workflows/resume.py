@@ -25,7 +25,7 @@ from vgg_jax.workflows.feed import absolute_data, open_feed
 from vgg_jax.workflows.load import build_functional
 from vgg_jax.workflows.run import Run
 from vgg_jax.workflows.run_data import reopen_data
-from vgg_jax.workflows.session import Session, chain_of, warn_of_loss
+from vgg_jax.workflows.session import Session, chain_of, warn_of_options
 
 # These change no number, or only how far the training goes; weights are compared by digest, and so
 # are the data of runs that recorded theirs.
@@ -118,7 +118,7 @@ def resume_training(
         run.write_record(record)
         run.change_config(**changes)
         progress.note(_where(run, restored))
-        warn_of_loss(config, progress)
+        warn_of_options(config, progress)
         feed = open_feed(session.source, data, progress)
         session.fit(feed, run, position, progress, interruption)
         return Run(run.path, run.read_metrics())

@@ -11,6 +11,7 @@ import optax
 
 from vgg_jax.augment.chain import Chain, build_chain
 from vgg_jax.config import ResolvedConfig
+from vgg_jax.model.arithmetic import lacks_bfloat16
 from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.model.pieces import on_one_cpu
@@ -33,6 +34,10 @@ _KERAS_BINARY_WARNING = (
     " that Keras printed for it took every class for a yes-or-no question and was inflated; the"
     " accuracy here is the share of pictures classified right."
 )
+_NO_BFLOAT16_WARNING = (
+    "--precision bfloat16 rounds what is multiplied, but is not faster here: this processor has no"
+    " instructions for it (amx_bf16, avx512_bf16)."
+)
 
 
 def chain_of(config: ResolvedConfig) -> Chain:
@@ -41,10 +46,12 @@ def chain_of(config: ResolvedConfig) -> Chain:
     return build_chain(choices, fill=config.fill, fill_value=config.fill_value)
 
 
-def warn_of_loss(config: ResolvedConfig, progress: Progress) -> None:
-    """Warn of what a training's loss is easily mistaken for."""
+def warn_of_options(config: ResolvedConfig, progress: Progress) -> None:
+    """Warn of options of which a training gives something else than is easily expected."""
     if config.loss == "keras-binary":
         progress.warn(_KERAS_BINARY_WARNING)
+    if config.precision == "bfloat16" and lacks_bfloat16():
+        progress.warn(_NO_BFLOAT16_WARNING)
 
 
 def limits_of(config: ResolvedConfig, interruption: Interruption | None) -> Limits:

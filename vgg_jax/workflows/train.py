@@ -22,7 +22,7 @@ from vgg_jax.workflows.feed import absolute_data, open_feed, open_training_data
 from vgg_jax.workflows.load import build_functional
 from vgg_jax.workflows.resume import resume_training
 from vgg_jax.workflows.run import Run
-from vgg_jax.workflows.session import Session, chain_of, warn_of_loss
+from vgg_jax.workflows.session import Session, chain_of, warn_of_options
 
 
 def train(
@@ -82,7 +82,7 @@ def run_training(
     with run.locked(progress.note):
         run.create(resolved, record)
         session = Session.start(resolved, functional, parameters, chain, len(data.class_names))
-        warn_of_loss(resolved, progress)
+        warn_of_options(resolved, progress)
         feed = open_feed(session.source, data, progress)
         session.fit(feed, run, Position(), progress, interruption)
     return Run(run.path, run.read_metrics())

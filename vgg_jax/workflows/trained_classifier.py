@@ -24,7 +24,6 @@ class TrainedClassifier:
         image_size: Side in pixels of the square images it takes.
         interpolation: How pictures are resized for it.
         loss: The loss it was trained with.
-        precision: In which it convolves, as it did in training.
         epoch: Number of the epoch whose parameters it has; None if it was not trained here.
     """
 
@@ -45,7 +44,7 @@ class TrainedClassifier:
         self.image_size = image_size
         self.interpolation: Interpolation = interpolation
         self.loss: LossName = loss
-        self.precision: Precision = precision
+        self._precision: Precision = precision
         self.epoch = epoch
         self._functional = functional
         self._parameters = parameters
@@ -57,10 +56,10 @@ class TrainedClassifier:
         backbone = classifier.backbone
         # Fewer than two pieces go at once: completed with black ones they would take longer.
         in_pieces = on_one_cpu() and len(images) >= 2 * PIECE
-        # Others than plain convolutions take seconds to compile, for which few pictures do not make
-        # up: in float32 some hundred.
-        many = in_pieces and len(images) >= 4 * PIECE and self.precision == "bfloat16"
-        set_arithmetic(backbone, self.precision, on_one_cpu=many, gradient=False)
+        # Winograd's convolutions take seconds to compile. In float32 it takes some hundred pictures
+        # to make up for that, and a few in bfloat16 are faster without, in float32.
+        if self._precision == "bfloat16" and (in_pieces or not on_one_cpu()):
+            set_arithmetic(backbone, self._precision, winograd=in_pieces, gradient=False)
         if not in_pieces:
             return classifier(images)
         features = map_in_pieces(lambda few: backbone(backbone.normalise(few)), images)
