@@ -10,7 +10,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,22 +53,27 @@ def convolutions(weights: str) -> Iterator[dict[str, Any]]:
 
 
 def described(case: Mapping[str, Any]) -> str:
-    """Return the figures of a case in words, each in all ways."""
+    """Return the figures of a case in words."""
     units = {"forward": "ms an image", "train": "ms", "evaluate": "ms", "memory": "MB"}
     texts = [
-        f"{what.removesuffix('_seconds')} {', '.join(map(str, case[what].values()))} {unit}"
+        f"{what.removesuffix('_seconds')} {', '.join(f'{n} {v}' for n, v in case[what].items())}"
+        f" {unit}"
         for what, unit in (units | {"compile_seconds": "s"}).items()
         if what in case
     ]
-    return ", ".join(texts)
+    return "; ".join(texts)
 
 
 def measure_frozen() -> None:
-    """Measure layers alone, and all before conv5_1, in pieces of four; print them as JSON."""
+    """Measure layers alone, and all before conv5_1, in pieces; print them as JSON."""
+    import jax
     import numpy as np
 
     from vgg_jax.heap import keep_freed_memory
     from vgg_jax.layers import LAYERS
+    from vgg_jax.model.arithmetic import set_arithmetic
+    from vgg_jax.model.convolution import convolve_3x3
+    from vgg_jax.model.pieces import map_in_pieces, run_in_pieces
     from vgg_jax.workflows.backbone import open_backbone
 
     keep_freed_memory()  # as the commands do
@@ -76,37 +81,51 @@ def measure_frozen() -> None:
     backbone = open_backbone(weights).backbone
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    pixels = backbone.normalise(images)
-    cases = [forward(backbone, pixels, "conv1_1", "conv5_1", "all before conv5_1")]
-    given, following = pixels, dict(itertools.pairwise(LAYERS))
-    for name, output in backbone.walk(pixels, stop="conv5_1"):
+
+    def run_all(network: Any, images: Any, *, precision: Any, on_one_cpu: bool) -> Any:
+        set_arithmetic(network, precision, winograd=on_one_cpu, gradient=False)
+        return run_in_pieces(network, images, precision, "conv5_1")
+
+    ways = {name: partial(run_all, **way) for name, way in WAYS.items()}
+    cases = [forward(backbone, images, "all before conv5_1", ways)]
+
+    def run_layer(network: Any, images: Any, *, layer: str, stop: str, convolve: Any) -> Any:
+        network.set_attributes(conv_general_dilated=convolve)
+        return map_in_pieces(partial(network.run, start=layer, stop=stop), images)
+
+    rounded = partial(convolve_3x3, dtype="bfloat16")
+    convolutions = {
+        "plain": jax.lax.conv_general_dilated,
+        "float32": convolve_3x3,
+        "bfloat16": rounded,
+        "bfloat16 in one product": partial(rounded, least_together=sys.maxsize),
+    }
+    given, following = backbone.normalise(images), dict(itertools.pairwise(LAYERS))
+    for name, output in backbone.walk(given, stop="conv5_1"):
         if name.startswith("conv") and name != "conv1_1":  # which has too few channels
-            cases.append(forward(backbone, given, name, following[name], name, wherever=True))
+            ways = {
+                way: partial(run_layer, layer=name, stop=following[name], convolve=convolve)
+                for way, convolve in convolutions.items()
+            }
+            cases.append(forward(backbone, given, name, ways))
         given = output
     print(json.dumps(cases))
 
 
 def forward(
-    backbone: Any, images: Any, start: str, stop: str, who: str, *, wherever: bool = False
+    backbone: Any, images: Any, who: str, ways: Mapping[str, Callable[[Any, Any], Any]]
 ) -> dict[str, Any]:
-    """Measure layers in each way, Winograd's where trainings take them, or wherever they can."""
+    """Measure ways in which a network may take images."""
     import jax
     from flax import nnx
 
-    from vgg_jax.model.arithmetic import set_arithmetic
-    from vgg_jax.model.pieces import map_in_pieces
-
     graph, parameters = nnx.split(backbone)
-    ways, memory, seconds = {}, {}, {}
-    for name, way in WAYS.items():
+    calls, memory, seconds = {}, {}, {}
+    for name, way in ways.items():
 
         @jax.jit
         def run(parameters: Any, images: Any, way: Any = way) -> Any:
-            network = nnx.merge(graph, parameters)
-            precision, winograd = way["precision"], way["on_one_cpu"]
-            set_arithmetic(network, precision, winograd=winograd, gradient=wherever)
-            few = partial(network.run, start=start, stop=stop)
-            return map_in_pieces(few, images)
+            return way(nnx.merge(graph, parameters), images)
 
         begun = time.perf_counter()
         program = run.lower(parameters, images).compile()
@@ -117,8 +136,8 @@ def forward(
         def call(parameters: Any, images: Any, *_: Any, program: Any = program) -> Any:
             return parameters, images, program(parameters, images)
 
-        ways[name] = call, (parameters, images)
-    ms = timed(ways, REPEATS)
+        calls[name] = call, (parameters, images)
+    ms = timed(calls, REPEATS)
     return {
         "who": f"forward, {who}",
         "forward": {name: round(value / BATCH_SIZE, 1) for name, value in ms.items()},

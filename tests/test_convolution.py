@@ -59,20 +59,24 @@ ROUNDED = partial(convolve_3x3, dtype="bfloat16")
 def test_in_bfloat16_only_rounding_differs():
     shapes = (2, 7, 6, 64), (3, 3, 64, 80), (2, 7, 6, 80)
     drawn = [draw(*shape) for shape in shapes]
-    for convolve, count in ((convolve_3x3, 0), (ROUNDED, 3 * 16)):
+    one_product = partial(ROUNDED, least_together=145)
+    for convolve, count in ((convolve_3x3, 0), (ROUNDED, 3 * 16), (one_product, 3)):
         text = jax.jit(partial(gradients, convolve)).lower(*drawn).as_text()
         of_bfloat16 = [
             line for line in text.splitlines() if "dot_general" in line and "bf16" in line
         ]
         assert len(of_bfloat16) == count
-    exact, found = gradients(convolve_3x3, *drawn), gradients(ROUNDED, *drawn)
-    for one, other in zip(exact, found, strict=True):
-        assert other.dtype == np.float32
-        assert np.abs(other - one).max() <= 2e-2 * np.abs(one).max()
+    for rounded in (ROUNDED, one_product):
+        exact, found = gradients(convolve_3x3, *drawn), gradients(rounded, *drawn)
+        for one, other in zip(exact, found, strict=True):
+            assert other.dtype == np.float32
+            assert np.abs(other - one).max() <= 2e-2 * np.abs(one).max()
     # Nothing is rounded of numbers that have few bits, also when some are added up and halved.
     few = [4 * jnp.round(numbers) for numbers in drawn]
-    for one, other in zip(gradients(convolve_3x3, *few), gradients(ROUNDED, *few), strict=True):
-        np.testing.assert_array_equal(other, one)
+    for rounded in (ROUNDED, one_product):
+        exact, found = gradients(convolve_3x3, *few), gradients(rounded, *few)
+        for one, other in zip(exact, found, strict=True):
+            np.testing.assert_array_equal(other, one)
 
 
 def test_it_takes_half_the_multiplications_where_that_wins():
@@ -89,7 +93,7 @@ def test_it_takes_half_the_multiplications_where_that_wins():
 
 def test_a_picture_has_the_same_bits_in_each_place():
     images, kernel = draw(4, 7, 7, 256), draw(3, 3, 256, 96)
-    for convolve in (convolve_3x3, ROUNDED):
+    for convolve in (convolve_3x3, ROUNDED, partial(ROUNDED, least_together=513)):
         outputs = convolve(images, kernel, (1, 1), "SAME", **NUMBERS)
         turned = convolve(images[::-1], kernel, (1, 1), "SAME", **NUMBERS)
         np.testing.assert_array_equal(turned[::-1], outputs)

@@ -16,7 +16,7 @@ from training_runs import SAME_BITS_SIZE, Recorder, same_run
 from vgg_jax.data.pipeline import batches
 from vgg_jax.data.sources import open_data
 from vgg_jax.errors import ConfigError
-from vgg_jax.model import arithmetic
+from vgg_jax.model import arithmetic, pieces
 from vgg_jax.training.steps import Totals
 from vgg_jax.workflows import trained_classifier
 from vgg_jax.workflows.load import load_classifier
@@ -48,6 +48,22 @@ def test_features_differ_by_rounding_alone(on_one_cpu):
             np.testing.assert_array_equal(few, found[-rows:])
 
 
+@pytest.mark.parametrize("boundary", ["conv1_1", "conv2_1", "conv4_3", "head"])
+def test_large_pictures_go_through_the_first_layers_one_by_one(boundary, monkeypatch):
+    exact, _, frozen = prepare(boundary, image_size=SAME_BITS_SIZE, width=WIDTH)
+    images = make_batch(rows=11, image_size=SAME_BITS_SIZE)["images"]
+    found = []
+    for most_bytes in (pieces._MOST_BYTES, 0):
+        monkeypatch.setattr(pieces, "_MOST_BYTES", most_bytes)
+        steps = dataclasses.replace(exact, precision="bfloat16", on_one_cpu=True)
+        lowered = steps.features.lower(steps, frozen, images)
+        assert lowered.as_text().count("stablehlo.while") == (1 if most_bytes else 2)
+        found.append(np.asarray(steps.features(frozen, images)))
+        np.testing.assert_array_equal(steps.features(frozen, images[-5:]), found[-1][-5:])
+    few, alone = found
+    assert difference(alone, few) < 2e-2
+
+
 @DEVICES
 def test_a_step_does_nearly_what_one_in_float32_does(on_one_cpu):
     exact, state, frozen = prepare("conv4_3", width=WIDTH, image_size=80)
@@ -61,7 +77,7 @@ def test_a_step_does_nearly_what_one_in_float32_does(on_one_cpu):
     ):
         started = jax.tree.map(jnp.array, state)
         trained, totals = take_step(
-            steps, started, Totals.start(), frozen, make_batch(image_size=80)
+            steps, started, Totals.start(), frozen, make_batch(32, 32, image_size=80)
         )
         after.append((copied(trained.trained), float(totals.loss)))
     (expected, loss), (found, near) = after
@@ -69,7 +85,7 @@ def test_a_step_does_nearly_what_one_in_float32_does(on_one_cpu):
     for path, value in expected.items():
         assert found[path].dtype == np.float32
         # Rounding decides which of nearly equal pixels a pooling takes, and whose gradient counts.
-        most = 2e-2 if path.startswith("head/") else 0.25
+        most = 5e-2 if path.startswith("head/") else 0.25
         moved, wanted = found[path] - before[path], value - before[path]
         assert np.linalg.norm(moved - wanted) < most * np.linalg.norm(wanted), path
 

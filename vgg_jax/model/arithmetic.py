@@ -13,9 +13,9 @@ from vgg_jax.config import Precision
 from vgg_jax.model.convolution import convolve_3x3
 from vgg_jax.model.vgg16 import VGG16
 
-# Channels of images and output together. Without a gradient Winograd's convolutions win less in
-# float32, and have to make up for the time to compile them.
-_LEAST_TOGETHER_FORWARD = 384
+# Channels of images and output together, from which on Winograd's convolutions win. In float32 they
+# do with fewer where a gradient is taken, but else have to make up for the time to compile them.
+_LEAST_TOGETHER = 384
 _CPUINFO = Path("/proc/cpuinfo")
 _BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}  # what Linux calls such instructions; ARM's last
 
@@ -34,7 +34,7 @@ def set_arithmetic(
         gradient: Whether the gradient is taken, too.
     """
     if winograd:
-        least = 0 if gradient or precision == "bfloat16" else _LEAST_TOGETHER_FORWARD
+        least = 0 if gradient and precision == "float32" else _LEAST_TOGETHER
         # Flax has a `precision` of its own for the function that it is given.
         convolve = partial(convolve_3x3, least_together=least, dtype=precision)
         backbone.set_attributes(conv_general_dilated=convolve)

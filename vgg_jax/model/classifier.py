@@ -38,10 +38,14 @@ class Classifier(nnx.Module):
         self.boundary = boundary
         self.head_name = head_name
 
+    @property
+    def prefix_stop(self) -> str | None:
+        """First layer that is not in the prefix; None if all are."""
+        return None if self.boundary == HEAD else self.boundary
+
     def prefix(self, images: jax.Array) -> jax.Array:
         """Map RGB `[B, H, W, 3]`, uint8 or float32 in [0, 1], to the features at the boundary."""
-        stop = None if self.boundary == HEAD else self.boundary
-        return self.backbone.run(self.backbone.normalise(images), stop=stop)
+        return self.backbone.run(self.backbone.normalise(images), stop=self.prefix_stop)
 
     @property
     def pools(self) -> bool:

@@ -1,4 +1,4 @@
-"""A network applied to four images at a time: the memory of four, the same bits in each batch."""
+"""A network applied to few images at a time: the memory of few, the same bits in each batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,45 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from vgg_jax.config import Precision
+from vgg_jax.layers import BASE_CHANNELS, LAYERS
+from vgg_jax.model.vgg16 import VGG16
+
 PIECE = 4  # images; convolutions of fewer, and Winograd's of six or seven, add up in another order
+# Where what conv1_1 gives of a piece is larger, the first two blocks are bound by the memory.
+_MOST_BYTES = 16_000_000
+_TOGETHER_FROM = "conv3_1"
+
+
+def run_in_pieces(
+    backbone: VGG16, images: jax.Array, precision: Precision, stop: str | None = None
+) -> jax.Array:
+    """Normalise images and apply the layers before `stop`, as `map_in_pieces` does it.
+
+    In bfloat16 the first layers take large images one by one, which saves a third of the time.
+
+    Args:
+        backbone: Any.
+        images: RGB `[B, H, W, 3]`, uint8 or float32 in [0, 1].
+        precision: In which it convolves.
+        stop: First layer to leave out; None applies all.
+
+    Returns:
+        `[B, h, w, c]`.
+    """
+    _, height, width, _ = images.shape
+    bytes_of_piece = 4 * PIECE * height * width * BASE_CHANNELS[0] * backbone.width
+    one_by_one = precision == "bfloat16" and bytes_of_piece > _MOST_BYTES
+    first = min(_TOGETHER_FROM, stop or _TOGETHER_FROM, key=LAYERS.index)
+
+    def run(few: jax.Array) -> jax.Array:
+        return backbone.run(backbone.normalise(few), stop=first)
+
+    def apply(few: jax.Array) -> jax.Array:
+        given = jax.lax.map(lambda one: run(one[None])[0], few) if one_by_one else run(few)
+        return backbone.run(given, first, stop)
+
+    return map_in_pieces(apply, images)
 
 
 def map_in_pieces(apply: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from vgg_jax.config import FeaturesDtype, LossName, Precision, ResolvedConfig
 from vgg_jax.model.arithmetic import set_arithmetic
 from vgg_jax.model.classifier import Functional, Parameters
-from vgg_jax.model.pieces import map_in_pieces
+from vgg_jax.model.pieces import run_in_pieces
 from vgg_jax.training.inputs import Inputs, fold_batches, map_batches
 from vgg_jax.training.losses import example_losses, probabilities
 from vgg_jax.training.position import Sums
@@ -254,14 +254,13 @@ class Steps:
 
     def _prefix(self, frozen: Parameters, images: jax.Array) -> jax.Array:
         classifier = self.functional.bind(frozen)
-        set_arithmetic(
-            classifier.backbone, self.precision, winograd=self.on_one_cpu, gradient=False
-        )
-
-        def prefix(images: jax.Array) -> jax.Array:
-            return classifier.prefix(images).astype(self.features_dtype)
-
-        return map_in_pieces(prefix, images) if self.on_one_cpu else prefix(images)
+        backbone, precision = classifier.backbone, self.precision
+        set_arithmetic(backbone, precision, winograd=self.on_one_cpu, gradient=False)
+        if self.on_one_cpu:
+            features = run_in_pieces(backbone, images, precision, classifier.prefix_stop)
+        else:
+            features = classifier.prefix(images)
+        return features.astype(self.features_dtype)
 
     def _suffix(
         self, trained: Parameters, features: jax.Array, key: jax.Array | None = None

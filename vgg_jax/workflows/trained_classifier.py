@@ -12,7 +12,7 @@ from vgg_jax.config import Interpolation, LossName, Precision
 from vgg_jax.errors import DataError
 from vgg_jax.model.arithmetic import set_arithmetic
 from vgg_jax.model.classifier import Classifier, Functional, Parameters
-from vgg_jax.model.pieces import PIECE, map_in_pieces, on_one_cpu
+from vgg_jax.model.pieces import PIECE, on_one_cpu, run_in_pieces
 from vgg_jax.training.losses import probabilities
 
 
@@ -62,8 +62,7 @@ class TrainedClassifier:
             set_arithmetic(backbone, self._precision, winograd=in_pieces, gradient=False)
         if not in_pieces:
             return classifier(images)
-        features = map_in_pieces(lambda few: backbone(backbone.normalise(few)), images)
-        return classifier.classify(features)
+        return classifier.classify(run_in_pieces(backbone, images, self._precision))
 
     @property
     def module(self) -> Classifier:
