@@ -24,7 +24,7 @@ from checkpoints import saving
 from chunks import chunks, described
 from convert import ENVIRONMENT, Measured, conversions, keeping_programs, measure
 from convolutions import convolutions
-from convolutions import described as both_ways
+from convolutions import described as in_all_ways
 from epochs import VGG_JAX, add_arguments, epochs, say
 from foresight import foreseen
 from goals import in_words, tables
@@ -101,7 +101,7 @@ def convolutions_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
     """Compare plain convolutions with those that trainings on a CPU take: frozen layers, steps."""
     del folder
     for case in convolutions(args.weights or "random:0"):
-        yield Case("convolutions", [(case["who"], both_ways(case))], **case)
+        yield Case("convolutions", [(case["who"], in_all_ways(case))], **case)
 
 
 def predict_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:

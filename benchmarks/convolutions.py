@@ -21,7 +21,7 @@ from convert import measure
 HERE = Path(__file__).parent
 RUN = f"import sys; sys.path.insert(0, {str(HERE)!r}); import convolutions; convolutions.%s()"
 IMAGE_SIZE, BATCH_SIZE, REPEATS = 224, 20, 9  # of the frozen layers
-# Plain ones, and Winograd's in either precision.
+# Plain ones, and those of trainings on a CPU in either precision.
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"precision": "float32", "on_one_cpu": False},
     "float32": {"precision": "float32", "on_one_cpu": True},
@@ -54,11 +54,12 @@ def convolutions(weights: str) -> Iterator[dict[str, Any]]:
 
 def described(case: Mapping[str, Any]) -> str:
     """Return the figures of a case in words."""
-    units = {"forward": "ms an image", "train": "ms", "evaluate": "ms", "memory": "MB"}
+    units = {"forward": "ms an image", "train": "ms", "evaluate": "ms"}
+    units |= {"memory": "MB", "compile_seconds": "s"}
     texts = [
         f"{what.removesuffix('_seconds')} {', '.join(f'{n} {v}' for n, v in case[what].items())}"
         f" {unit}"
-        for what, unit in (units | {"compile_seconds": "s"}).items()
+        for what, unit in units.items()
         if what in case
     ]
     return "; ".join(texts)
@@ -73,28 +74,36 @@ def measure_frozen() -> None:
     from vgg_jax.layers import LAYERS
     from vgg_jax.model.arithmetic import set_arithmetic
     from vgg_jax.model.convolution import convolve_3x3
-    from vgg_jax.model.pieces import map_in_pieces, run_in_pieces
+    from vgg_jax.model.pieces import map_in_pieces, run_piece
     from vgg_jax.workflows.backbone import open_backbone
 
     keep_freed_memory()  # as the commands do
     (weights,) = sys.argv[1:]
     backbone = open_backbone(weights).backbone
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    shape = BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3
+    images = jax.device_put(rng.integers(0, 256, shape, np.uint8))
 
     def run_all(network: Any, images: Any, *, precision: Any, on_one_cpu: bool) -> Any:
-        set_arithmetic(network, precision, winograd=on_one_cpu, gradient=False)
-        return run_in_pieces(network, images, precision, "conv5_1")
+        set_arithmetic(network, precision, on_one_cpu=on_one_cpu, gradient=False)
+        return map_in_pieces(lambda few: run_piece(network, few, precision, "conv5_1"), images)
+
+    def run_fours(network: Any, images: Any) -> Any:
+        set_arithmetic(network, "bfloat16", on_one_cpu=True, gradient=False)
+        return map_in_pieces(
+            lambda few: network.run(network.normalise(few), stop="conv5_1"), images
+        )
 
     ways = {name: partial(run_all, **way) for name, way in WAYS.items()}
+    ways["bfloat16, all in fours"] = run_fours
     cases = [forward(backbone, images, "all before conv5_1", ways)]
 
     def run_layer(network: Any, images: Any, *, layer: str, stop: str, convolve: Any) -> Any:
         network.set_attributes(conv_general_dilated=convolve)
         return map_in_pieces(partial(network.run, start=layer, stop=stop), images)
 
-    rounded = partial(convolve_3x3, dtype="bfloat16")
-    convolutions = {
+    rounded = partial(convolve_3x3, products="bfloat16")
+    convolves = {
         "plain": jax.lax.conv_general_dilated,
         "float32": convolve_3x3,
         "bfloat16": rounded,
@@ -105,7 +114,7 @@ def measure_frozen() -> None:
         if name.startswith("conv") and name != "conv1_1":  # which has too few channels
             ways = {
                 way: partial(run_layer, layer=name, stop=following[name], convolve=convolve)
-                for way, convolve in convolutions.items()
+                for way, convolve in convolves.items()
             }
             cases.append(forward(backbone, given, name, ways))
         given = output

@@ -42,7 +42,7 @@ class Ours:
         who: It is, in words.
         options: Beside the recipe's.
         epochs: To train.
-        dtypes: It can be asked for.
+        dtypes: Precisions in which it is measured.
     """
 
     who: str

@@ -36,7 +36,9 @@ run("chunks", 4, **head)
 from vgg_jax.workflows import session
 session.most_batches = lambda *others, mixes: 1
 run("steps", 4, features="off", **head)
-rounded = dict(precision="bfloat16", weights={backbone or "random:0:0.25"!r})
+rounded = dict(precision="bfloat16", weights="random:0", **head)
+from vgg_jax.model import pieces
+pieces._MOST_BYTES = 0  # as if pictures were large
 run("rounded off", 11, features="off", **rounded)
 run("rounded other", 4, features="disk", **rounded)
 run("rounded", 11, features="disk", **rounded)

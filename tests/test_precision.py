@@ -24,7 +24,6 @@ from vgg_jax.workflows.resume import resume_training
 from vgg_jax.workflows.run import Run
 from vgg_jax.workflows.train import train
 
-WIDTH = 1 / 4  # on a CPU layers of fewer channels convolve in float32 whatever is asked for
 DEVICES = pytest.mark.parametrize("on_one_cpu", [True, False], ids=["one CPU", "others"])
 
 
@@ -35,7 +34,7 @@ def difference(found, expected) -> float:
 
 @DEVICES
 def test_features_differ_by_rounding_alone(on_one_cpu):
-    exact, _, frozen = prepare(image_size=SAME_BITS_SIZE, width=WIDTH)
+    exact, _, frozen = prepare(image_size=SAME_BITS_SIZE, width=1)
     rounded = dataclasses.replace(exact, precision="bfloat16", on_one_cpu=on_one_cpu)
     images = make_batch(rows=11, image_size=SAME_BITS_SIZE)["images"]
     found = np.asarray(rounded.features(frozen, images))
@@ -43,14 +42,14 @@ def test_features_differ_by_rounding_alone(on_one_cpu):
     assert difference(found, np.asarray(exact.features(frozen, images))) < 2e-2
     assert "bf16" in rounded.features.lower(rounded, frozen, images).as_text()
     if on_one_cpu:
-        for rows in (4, 6, 8):
+        for rows in (4, 6):
             few = rounded.features(frozen, images[-rows:])
             np.testing.assert_array_equal(few, found[-rows:])
 
 
-@pytest.mark.parametrize("boundary", ["conv1_1", "conv2_1", "conv4_3", "head"])
+@pytest.mark.parametrize("boundary", ["conv1_1", "pool1", "conv3_2"])
 def test_large_pictures_go_through_the_first_layers_one_by_one(boundary, monkeypatch):
-    exact, _, frozen = prepare(boundary, image_size=SAME_BITS_SIZE, width=WIDTH)
+    exact, _, frozen = prepare(boundary, image_size=SAME_BITS_SIZE, width=1)
     images = make_batch(rows=11, image_size=SAME_BITS_SIZE)["images"]
     found = []
     for most_bytes in (pieces._MOST_BYTES, 0):
@@ -66,7 +65,7 @@ def test_large_pictures_go_through_the_first_layers_one_by_one(boundary, monkeyp
 
 @DEVICES
 def test_a_step_does_nearly_what_one_in_float32_does(on_one_cpu):
-    exact, state, frozen = prepare("conv4_3", width=WIDTH, image_size=80)
+    exact, state, frozen = prepare("conv4_3", width=1 / 4, image_size=80)
     sgd = optax.sgd(1e-3)
     exact = dataclasses.replace(exact, tx=lambda numbers: sgd)
     state = state._replace(optimizer=sgd.init(state.trained))
@@ -94,7 +93,8 @@ def test_a_step_does_nearly_what_one_in_float32_does(on_one_cpu):
 def given(options) -> dict[str, object]:
     return {
         **options,
-        "weights": f"random:0:{WIDTH}",
+        "weights": "random:0",
+        "train_from": "conv5_3",
         "image_size": SAME_BITS_SIZE,
         "learning_rate": 1e-5,
         "precision": "bfloat16",
@@ -136,17 +136,18 @@ def test_evaluation_and_prediction_have_the_precision_of_the_training(
     (batch,) = batches(examples, batch_size=len(examples), image_size=SAME_BITS_SIZE)
     expected, many = load_classifier(exact), load_classifier(rounded.path)
     shares = expected.predict(batch.images)
+    assert np.ptp(shares, axis=0).max() > 0.1
     for count in (len(examples), 8):
         given = batch.images[-count:]
         text = many._logits.lower(many._parameters, given).as_text()
         assert "bf16" in text
-        assert np.abs(many.predict(given) - shares[-count:]).max() < 2e-2
+        assert np.abs(many.predict(given) - shares[-count:]).max() < 5e-2
     few = many.predict(batch.images[:7])  # in float32: nothing to compile
     assert np.array_equal(few, expected.predict(batch.images[:7]))
     monkeypatch.setattr(trained_classifier, "on_one_cpu", lambda: False)
     devices = load_classifier(rounded.path)
     assert "bf16" in devices._logits.lower(devices._parameters, batch.images[:7]).as_text()
-    assert np.abs(devices.predict(batch.images[:7]) - few).max() < 2e-2
+    assert np.abs(devices.predict(batch.images[:7]) - few).max() < 5e-2
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ class TrainConfig:
             Default 224; demo 96.
         interpolation: bilinear (antialiased), or nearest as in Keras' generator.
         precision: Of what the backbone's convolutions multiply: float32, or bfloat16, which is
-            faster on accelerators and on CPUs that have instructions for it. Parameters, sums, the
-            head, the loss and the optimizer are float32.
+            faster on hardware that is made for it. Parameters, the head, the loss and the optimizer
+            are float32.
         early_stop: Stop after this many epochs without a better validation loss; at least 1.
         checkpoint_minutes: Save within an epoch, too, after so many minutes; above 0.
         on_nan: stop at a step whose loss or gradient is not finite, or skip such steps and count

@@ -21,34 +21,35 @@ _BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}  # what Linux calls such instruc
 
 
 def set_arithmetic(
-    backbone: VGG16, precision: Precision, *, winograd: bool, gradient: bool
+    backbone: VGG16, precision: Precision, *, on_one_cpu: bool, gradient: bool
 ) -> None:
     """Choose how a backbone convolves.
 
     Args:
         backbone: Any; its layers are changed.
         precision: float32; or bfloat16: what is multiplied is rounded to it, and added up in
-            float32. Unless `winograd`, the outputs of layers, their biases and the gradients of
+            float32. Unless `on_one_cpu`, the outputs of layers, their biases and the gradients of
             both are rounded, too.
-        winograd: Whether by `vgg_jax.model.convolution`, which is for one CPU, where that wins.
+        on_one_cpu: Whether to convolve as in `vgg_jax.model.convolution`.
         gradient: Whether the gradient is taken, too.
     """
-    if winograd:
+    if on_one_cpu:
         least = 0 if gradient and precision == "float32" else _LEAST_TOGETHER
-        # Flax has a `precision` of its own for the function that it is given.
-        convolve = partial(convolve_3x3, least_together=least, dtype=precision)
+        convolve = partial(convolve_3x3, least_together=least, products=precision)
         backbone.set_attributes(conv_general_dilated=convolve)
     elif precision == "bfloat16":
         backbone.set_attributes(dtype=jnp.bfloat16)
 
 
-def lacks_bfloat16() -> bool:
-    """Return whether the device is a CPU that is known to have no instructions for bfloat16."""
+def gains_from_bfloat16() -> bool:
+    """Return False on CPUs known to lack instructions for it, and where they are several devices."""
     if jax.default_backend() != "cpu":
+        return True
+    if jax.device_count() > 1:  # XLA's own convolutions do not use these instructions
         return False
     try:
         text = _CPUINFO.read_text(encoding="utf-8")
     except OSError:  # not on this system
-        return False
+        return True
     features = re.search(r"^(?:flags|Features)\s*:(.*)", text, re.MULTILINE)
-    return features is not None and not _BFLOAT16 & {*features[1].split()}
+    return features is None or bool(_BFLOAT16 & {*features[1].split()})

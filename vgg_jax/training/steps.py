@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from vgg_jax.config import FeaturesDtype, LossName, Precision, ResolvedConfig
 from vgg_jax.model.arithmetic import set_arithmetic
 from vgg_jax.model.classifier import Functional, Parameters
-from vgg_jax.model.pieces import run_in_pieces
+from vgg_jax.model.pieces import map_in_pieces, run_piece
 from vgg_jax.training.inputs import Inputs, fold_batches, map_batches
 from vgg_jax.training.losses import example_losses, probabilities
 from vgg_jax.training.position import Sums
@@ -254,20 +254,24 @@ class Steps:
 
     def _prefix(self, frozen: Parameters, images: jax.Array) -> jax.Array:
         classifier = self.functional.bind(frozen)
-        backbone, precision = classifier.backbone, self.precision
-        set_arithmetic(backbone, precision, winograd=self.on_one_cpu, gradient=False)
-        if self.on_one_cpu:
-            features = run_in_pieces(backbone, images, precision, classifier.prefix_stop)
-        else:
-            features = classifier.prefix(images)
-        return features.astype(self.features_dtype)
+        backbone, precision, stop = classifier.backbone, self.precision, classifier.prefix_stop
+        set_arithmetic(backbone, precision, on_one_cpu=self.on_one_cpu, gradient=False)
+        if not self.on_one_cpu:
+            return classifier.prefix(images).astype(self.features_dtype)
+
+        def prefix(few: jax.Array) -> jax.Array:
+            return run_piece(backbone, few, precision, stop).astype(self.features_dtype)
+
+        return map_in_pieces(prefix, images)
 
     def _suffix(
         self, trained: Parameters, features: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
         classifier = self.functional.bind(trained, key)
         # In validation, too, which then agrees with the steps of training.
-        set_arithmetic(classifier.backbone, self.precision, winograd=self.on_one_cpu, gradient=True)
+        set_arithmetic(
+            classifier.backbone, self.precision, on_one_cpu=self.on_one_cpu, gradient=True
+        )
         return classifier.suffix(features.astype(jnp.float32))
 
 

@@ -11,7 +11,7 @@ import optax
 
 from vgg_jax.augment.chain import Chain, build_chain
 from vgg_jax.config import ResolvedConfig
-from vgg_jax.model.arithmetic import lacks_bfloat16
+from vgg_jax.model.arithmetic import gains_from_bfloat16
 from vgg_jax.model.classifier import Functional, Parameters
 from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.model.pieces import on_one_cpu
@@ -35,8 +35,8 @@ _KERAS_BINARY_WARNING = (
     " accuracy here is the share of pictures classified right."
 )
 _NO_BFLOAT16_WARNING = (
-    "--precision bfloat16 rounds what is multiplied, but is not faster here: this processor has no"
-    " instructions for it (amx_bf16, avx512_bf16)."
+    "--precision bfloat16 rounds what is multiplied, but is not faster here: on CPUs it takes"
+    " instructions for bfloat16, and one device."
 )
 
 
@@ -50,7 +50,7 @@ def warn_of_options(config: ResolvedConfig, progress: Progress) -> None:
     """Warn of options of which a training gives something else than is easily expected."""
     if config.loss == "keras-binary":
         progress.warn(_KERAS_BINARY_WARNING)
-    if config.precision == "bfloat16" and lacks_bfloat16():
+    if config.precision == "bfloat16" and not gains_from_bfloat16():
         progress.warn(_NO_BFLOAT16_WARNING)
 
 

@@ -12,7 +12,7 @@ from vgg_jax.config import Interpolation, LossName, Precision
 from vgg_jax.errors import DataError
 from vgg_jax.model.arithmetic import set_arithmetic
 from vgg_jax.model.classifier import Classifier, Functional, Parameters
-from vgg_jax.model.pieces import PIECE, on_one_cpu, run_in_pieces
+from vgg_jax.model.pieces import PIECE, map_in_pieces, on_one_cpu, run_piece
 from vgg_jax.training.losses import probabilities
 
 
@@ -53,16 +53,18 @@ class TrainedClassifier:
 
     def _apply(self, parameters: Parameters, images: jax.Array) -> jax.Array:
         classifier = self._functional.bind(parameters)
-        backbone = classifier.backbone
-        # Fewer than two pieces go at once: completed with black ones they would take longer.
-        in_pieces = on_one_cpu() and len(images) >= 2 * PIECE
-        # Winograd's convolutions take seconds to compile. In float32 it takes some hundred pictures
-        # to make up for that, and a few in bfloat16 are faster without, in float32.
-        if self._precision == "bfloat16" and (in_pieces or not on_one_cpu()):
-            set_arithmetic(backbone, self._precision, winograd=in_pieces, gradient=False)
-        if not in_pieces:
+        backbone, precision = classifier.backbone, self._precision
+        # Fewer than two pieces go at once: completed with black ones they would take longer. So
+        # would other convolutions, which take seconds to compile.
+        if on_one_cpu() and len(images) < 2 * PIECE:
             return classifier(images)
-        return classifier.classify(run_in_pieces(backbone, images, self._precision))
+        if not on_one_cpu():
+            set_arithmetic(backbone, precision, on_one_cpu=False, gradient=False)
+            return classifier(images)
+        if precision == "bfloat16":  # in float32 it takes some hundred pictures to make up for them
+            set_arithmetic(backbone, precision, on_one_cpu=True, gradient=False)
+        run = partial(run_piece, backbone, precision=precision)
+        return classifier.classify(map_in_pieces(run, images))
 
     @property
     def module(self) -> Classifier:
@@ -75,6 +77,8 @@ class TrainedClassifier:
 
     def predict(self, images: np.ndarray | jax.Array) -> np.ndarray:
         """Return the probabilities `[B, K]` of RGB images `[B, S, S, 3]`.
+
+        In a run that was trained in bfloat16 on a CPU, fewer than eight go through in float32.
 
         They are uint8, or float32 in [0, 1]; S is `image_size`. With the loss `binary` each class
         has a probability of its own; else they sum to 1.
