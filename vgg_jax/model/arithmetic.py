@@ -42,7 +42,7 @@ def set_arithmetic(
 
 
 def gains_from_bfloat16() -> bool:
-    """Return False on CPUs known to lack instructions for it, and where they are several devices."""
+    """Return False on CPUs known to lack instructions for it, or where they are several devices."""
     if jax.default_backend() != "cpu":
         return True
     if jax.device_count() > 1:  # XLA's own convolutions do not use these instructions
