@@ -20,6 +20,7 @@ from convert import measure
 
 HERE = Path(__file__).parent
 RUN = f"import sys; sys.path.insert(0, {str(HERE)!r}); import convolutions; convolutions.%s()"
+Way = Callable[[Any, Any], Any]  # from a network and images to features
 IMAGE_SIZE, BATCH_SIZE, REPEATS = 224, 20, 9  # of the frozen layers
 # Plain ones, and those of trainings on a CPU in either precision.
 WAYS: dict[str, dict[str, Any]] = {
@@ -94,7 +95,7 @@ def measure_frozen() -> None:
             lambda few: network.run(network.normalise(few), stop="conv5_1"), images
         )
 
-    ways = {name: partial(run_all, **way) for name, way in WAYS.items()}
+    ways: dict[str, Way] = {name: partial(run_all, **way) for name, way in WAYS.items()}
     ways["bfloat16, all in fours"] = run_fours
     cases = [forward(backbone, images, "all before conv5_1", ways)]
 
@@ -121,9 +122,7 @@ def measure_frozen() -> None:
     print(json.dumps(cases))
 
 
-def forward(
-    backbone: Any, images: Any, who: str, ways: Mapping[str, Callable[[Any, Any], Any]]
-) -> dict[str, Any]:
+def forward(backbone: Any, images: Any, who: str, ways: Mapping[str, Way]) -> dict[str, Any]:
     """Measure ways in which a network may take images."""
     import jax
     from flax import nnx
