@@ -38,6 +38,14 @@ class Swap(BatchAugmentation):
 """
 
 
+HURRIED = """
+from vgg_jax.cli.app import main
+from vgg_jax.workflows import timing
+timing._SECONDS = 0.05
+main()
+"""
+
+
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
     """Measure for a short while."""
@@ -121,7 +129,7 @@ def test_a_training_finds_what_was_compiled(options, tmp_path, others):
     }
     for command in (["plan", *given], ["train", *given, "--run", str(tmp_path / "run")]):
         done = subprocess.run(
-            [sys.executable, "-m", "vgg_jax", *command],
+            [sys.executable, "-c", HURRIED, *command],
             env=environment,
             capture_output=True,
             text=True,
@@ -227,8 +235,8 @@ def fail(*arguments):
     raise CacheError("gone")
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_features_of_earlier_trainings_count(options, tmp_path, monkeypatch):
-    monkeypatch.setenv("VGG_JAX_CACHE", str(tmp_path / "cache"))
     given = {**options, "epochs": 2}
     first = planned(given)
     assert first.features.stored == [0]
