@@ -59,7 +59,10 @@ def test_a_row_is_written_once(tmp_path):
 
 def test_numpy_reads_the_files(tmp_path):
     (shard,) = shard_folders(fill(tmp_path, 1, 2))
-    np.testing.assert_array_equal(np.load(shard / ROWS_FILE), some_rows(1, 2)[1])
+    for mmap_mode in (None, "r"):
+        rows = np.load(shard / ROWS_FILE, mmap_mode=mmap_mode)
+        assert isinstance(rows, np.memmap) == (mmap_mode == "r")
+        np.testing.assert_array_equal(rows, some_rows(1, 2)[1])
     index = np.load(shard / INDEX_FILE)
     assert [entry.tobytes() for entry in index["id"]] == [id_of(1), id_of(2)]
 
