@@ -113,12 +113,16 @@ def epochs(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
         h5, weights = write_weights(folder / "notop.h5"), str(folder / "weights")
         if not Path(weights).exists():
             measure(CONVERT, h5, weights)
+    measured_in = {name: ours.dtypes for name, ours in OURS.items()} | {"outside": ("float32",)}
     ours = [
         partial(_ours, args, folder, weights, name, dtype)
         for dtype in args.dtypes
         for name in args.ours
-        if dtype in (OURS[name].dtypes if name in OURS else ("float32",))
+        if dtype in measured_in[name]
     ]
+    for name in args.ours:
+        if not {*args.dtypes} & {*measured_in[name]}:
+            say(f"epochs: {name} is left out; it is measured in {', '.join(measured_in[name])}.")
     theirs = [
         partial(_peer, args, h5, name, dtype)
         for dtype in args.dtypes
