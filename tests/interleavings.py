@@ -110,7 +110,13 @@ class Tiny:
         first = (epoch - 1) * STEPS
         return iter(self.batches[first + start // ROWS : first + STEPS])
 
-    def live(self, run: RunFolder, interruption: Interruption, warnings: list[str]) -> int:
+    def live(
+        self,
+        run: RunFolder,
+        interruption: Interruption,
+        warnings: list[str],
+        checkpoint_seconds: float = 1e-9,
+    ) -> int:
         """Go on with the training until its end; returns the step that it went on from."""
         progress = Progress()
         with run.locked(lambda text: None):
@@ -126,7 +132,9 @@ class Tiny:
                 )
             self.went_on_from = position.step
             run.write_metrics(position.history)
-            limits = Limits(EPOCHS, checkpoint_seconds=1e-9, interruption=interruption)
+            limits = Limits(
+                EPOCHS, checkpoint_seconds=checkpoint_seconds, interruption=interruption
+            )
             with run.training():
                 fit(
                     self.steps,
@@ -217,7 +225,8 @@ def interleave(tiny: Tiny, disk: Disk, folder: Path, whole: Path, rng: random.Ra
         tiny.went_on_from = -1
         end = "complete"
         try:
-            tiny.live(run, interruption, warnings)
+            # After each step, or only what is held of epochs in quick succession.
+            tiny.live(run, interruption, warnings, rng.choice((1e-9, 600.0)))
         except Death:
             end = "death"
         except (RunError, OSError):
@@ -256,6 +265,7 @@ def interleave(tiny: Tiny, disk: Disk, folder: Path, whole: Path, rng: random.Ra
             one: step for one, step in checkpoints.items() if (one, one.stat().st_ino) not in spoilt
         }
     best_lost = any("the best so far, is lost" in warning for warning in warnings)
+    assert damaged or not best_lost, warnings
     compare(path, whole, best_lost=best_lost)
     aside = len(Checkpoints(path / "checkpoints").damaged())
     assert aside == sum("moved to" in warning for warning in warnings), warnings

@@ -17,6 +17,7 @@ from vgg_jax import sweep
 from vgg_jax.errors import TrainingInterrupted
 from vgg_jax.progress import Progress
 from vgg_jax.training import side_by_side
+from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.run_files import RunFiles
 from vgg_jax.training.side_by_side import StackedSteps, wins_side_by_side
 from vgg_jax.training.steps import Steps, data_mesh
@@ -143,9 +144,11 @@ def test_a_group_that_the_memory_does_not_suffice_for_fails_alone(
 
 def test_one_that_is_complete_stays_so_whatever_becomes_of_the_others(given, tmp_path, monkeypatch):
     original = StackedSteps.train
+    folder, saved = tmp_path / "sweep" / "lr1e1" / "checkpoints", []
 
     def train_step(self, states, totals, inputs):
         if states.step.max() >= 7 * 3:
+            saved.extend(Checkpoints(folder).epochs())
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return original(self, states, totals, inputs)
 
@@ -154,6 +157,7 @@ def test_one_that_is_complete_stays_so_whatever_becomes_of_the_others(given, tmp
     done, failed = sweep(**given, run=str(tmp_path / "sweep")).outcomes
     assert (done.candidate.name, done.failure) == ("lr1e1", "")
     assert "does not suffice" in failed.failure
+    assert saved[-1] == len(done.run.history)  # not held while the others go on
     states = [RunFiles(outcome.run.path).read_state() for outcome in (done, failed)]
     assert [state and state.state for state in states] == ["done", "failed"]
 

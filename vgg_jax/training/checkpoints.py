@@ -6,17 +6,18 @@ Only what is trained is held; the frozen part is the backbone's, which the run r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from vgg_jax.errors import RunError, TrainingDiverged
 from vgg_jax.progress import EpochMetrics
-from vgg_jax.training.checkpoint_store import CheckpointStore
+from vgg_jax.training.checkpoint_store import Arrays, CheckpointStore
 from vgg_jax.training.position import Position
 
 if TYPE_CHECKING:  # it brings Optax, which a prediction does without
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # it brings Optax, which a prediction does without
 
 Which = Literal["best", "latest"]
 _ITEMS = ("trained", "optimizer")
+_SECONDS_BETWEEN = 1.0  # the checkpoints of two epochs; writing a small one takes 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,30 +43,60 @@ class Restored:
     optimizer: dict[str, np.ndarray]
 
 
+class _Saved(NamedTuple):
+    """What a checkpoint is to hold."""
+
+    position: Position
+    arrays: Arrays
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
     Of completed epochs the latest two and the best are kept: should the latest turn out damaged, a
     training goes on from the one before. The best has the highest validation accuracy; of equals
     the lowest validation loss, then the latest. Of the epoch under way the latest is kept.
+
+    Epochs of a fraction of a second are not all written, since that would take longer than they do:
+    those that would be kept are held, one is written every second, and the others at the end. They
+    are written in their order, so that whatever is on the disk, its best epoch is there, too.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open the checkpoints in `folder`, which is created with the first one."""
+    def __init__(self, folder: Path, check_lock: Callable[[], None] = lambda: None) -> None:
+        """Open the checkpoints in `folder`, which is created with the first one.
+
+        Args:
+            folder: Where they are.
+            check_lock: Raises `RunError` where they are no longer this process' to write.
+        """
         self._folder = folder
+        self._check_lock = check_lock
         self._epochs = CheckpointStore(folder, "epoch")
         self._unfinished = CheckpointStore(folder / "unfinished", "step")
         self._position: Position | None = None  # of the training that goes on here
+        self._held: dict[int, _Saved] = {}  # epochs that are not written yet
+        self._written = -_SECONDS_BETWEEN  # when the last epoch began to be
 
     def save_epoch(self, position: Position, state: TrainState) -> None:
-        """Write the state after an epoch, in the background; waits for the one before.
+        """Hold the state after an epoch, and write the first that is held if it is time to.
+
+        That goes on in the background, and waits for the one before.
 
         Raises:
             RunError: If the one before could not be written, for instance because the disk is full.
             TrainingDiverged: If a value is not finite.
         """
-        self._save(self._epochs, position.history[-1].epoch, position, state)
-        self._position = position
+        arrays = _arrays(state)
+        with self._letting_go():
+            self._position = position
+            others = [*self.epochs(), *self._held]
+            self._held[position.history[-1].epoch] = _Saved(position, arrays)
+            stay = _staying(position.history, [*others, *self._held])
+            if others:  # one of them may be written before this one, and then is the best
+                stay.add(_best(position.history, others))
+            self._held = {epoch: held for epoch, held in self._held.items() if epoch in stay}
+            if time.monotonic() - self._written >= _SECONDS_BETWEEN:
+                self._write_first()
 
     def save_unfinished(self, position: Position, state: TrainState) -> None:
         """Write the state within an epoch, in the background; waits for the one before.
@@ -73,21 +105,40 @@ class Checkpoints:
             RunError: If the one before could not be written.
             TrainingDiverged: If a value is not finite.
         """
-        self._unfinished.wait()
-        if position.step not in self._unfinished.numbers():  # else nothing was done since
-            self._save(self._unfinished, position.step, position, state)
+        with self._letting_go():
+            self._write_all()
+            self._epochs.wait()  # a training that goes on from within an epoch has them, too
+            self._unfinished.wait()
+            if position.step not in self._unfinished.numbers():  # else nothing was done since
+                self._write(self._unfinished, position.step, _Saved(position, _arrays(state)))
 
-    def _save(
-        self, store: CheckpointStore, number: int, position: Position, state: TrainState
-    ) -> None:
-        arrays = _arrays(state)
+    def _write_first(self) -> None:
+        epoch = next(iter(self._held))
+        self._written = time.monotonic()
+        self._write(self._epochs, epoch, self._held.pop(epoch))
+
+    def _write_all(self) -> None:
+        while self._held:
+            self._write_first()
+
+    def _write(self, store: CheckpointStore, number: int, saved: _Saved) -> None:
+        self._check_lock()
         store.wait()
         self._drop_surplus()
         try:
             self._folder.mkdir(exist_ok=True)
         except OSError as error:
             raise store.not_written(error) from error
-        store.save(number, arrays, {"position": position.as_record()})
+        store.save(number, saved.arrays, {"position": saved.position.as_record()})
+
+    @contextmanager
+    def _letting_go(self) -> Generator[None]:
+        """Give up what is held where writing fails: a second failure would say no more."""
+        try:
+            yield
+        except RunError:
+            self._held.clear()
+            raise
 
     def wait(self) -> None:
         """Wait until what was saved is on the disk, and drop what need not stay.
@@ -95,14 +146,17 @@ class Checkpoints:
         Raises:
             RunError: If it could not be written.
         """
-        self._epochs.wait()
-        self._unfinished.wait()
+        with self._letting_go():
+            self._write_all()
+            self._epochs.wait()
+            self._unfinished.wait()
         self._drop_surplus()
 
     def check(self) -> None:
         """Raise the `RunError` of `wait` if it is known already that it will."""
-        self._epochs.check()
-        self._unfinished.check()
+        with self._letting_go():
+            self._epochs.check()
+            self._unfinished.check()
 
     def close(self) -> None:
         """Wait, then let go of threads and files.
@@ -111,9 +165,13 @@ class Checkpoints:
             RunError: If what was saved last could not be written.
         """
         try:
-            self._epochs.close()
+            with self._letting_go():
+                self._write_all()
         finally:
-            self._unfinished.close()
+            try:
+                self._epochs.close()
+            finally:
+                self._unfinished.close()
         self._drop_surplus()
 
     def _drop_surplus(self) -> None:
@@ -121,9 +179,10 @@ class Checkpoints:
         if self._position is None:
             return  # somebody else's to delete
         epochs, steps = self.epochs(), self._unfinished.numbers()
+        stay = _staying(self._position.history, epochs)
         with suppress(RunError):  # where one cannot be deleted now, a later time will do
-            for epoch in epochs[:-2]:
-                if epoch != _best(self._position.history, epochs):
+            for epoch in epochs:
+                if epoch not in stay:
                     self._epochs.remove(epoch)
             for step in steps[:-1]:
                 self._unfinished.remove(step)
@@ -300,6 +359,11 @@ def _best(history: Sequence[EpochMetrics], epochs: Sequence[int]) -> int:
     """Return the best of the epochs that have a checkpoint."""
     ranks = {metrics.epoch: metrics.rank for metrics in history}
     return max(epochs, key=lambda epoch: (epoch in ranks, ranks.get(epoch, ()), epoch))
+
+
+def _staying(history: Sequence[EpochMetrics], epochs: Sequence[int]) -> set[int]:
+    """Return the latest two of the epochs, and the best."""
+    return {*sorted(epochs)[-2:], _best(history, epochs)} if epochs else set()
 
 
 def _set_aside(

@@ -48,7 +48,7 @@ class RunFolder(RunFiles):
     def __init__(self, path: Path) -> None:
         """Stand for the run in `path`, which need not exist yet."""
         super().__init__(path)
-        self.checkpoints = Checkpoints(path / CHECKPOINTS_FOLDER)
+        self.checkpoints = Checkpoints(path / CHECKPOINTS_FOLDER, self.lock.check)
 
     @contextmanager
     def locked(self, note: Callable[[str], None]) -> Generator[None]:

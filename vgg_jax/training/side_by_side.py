@@ -157,7 +157,9 @@ class Lane:
             self.failure, self.runs_on = error, False
             return
         since = self._position.early_stopping.epochs_since
-        self.runs_on = not (limits.early_stop and since >= limits.early_stop)
+        if limits.early_stop and since >= limits.early_stop:
+            self._run.checkpoints.wait()  # the others may go on for long
+            self.runs_on = False
 
 
 def fit_side_by_side(
