@@ -69,14 +69,15 @@ def test_the_line_goes_through_batches_of_pieces_that_are_alike(rows, devices, i
 TIMING = Timing(
     decode=0.5,
     prefix=10.0,
-    placing=0.0625,
-    train=4.0,
     validation_prefix=9.0,
+    prefix_starting=0.125,
+    train=4.0,
     evaluate=1.0,
+    starting=0.375,
     around=0.25,
 )
 PROGRAMS = Programs(
-    *(Program(0, 0, 0, 0.125),) * 3,
+    *(Program(0, 0, 0),) * 3,
     features=jax.ShapeDtypeStruct((2, 2, 8), np.float32),
     pooled=jax.ShapeDtypeStruct((8,), np.float32),
 )
@@ -91,19 +92,18 @@ def expected(options, found=None, **others):
     session = Session.start(config, functional, parameters, chain_of(config), 3)
     features = expected_features(session, data, PROGRAMS, Memory(config, session.mesh))
     features = dataclasses.replace(features, **(found or {}))
-    return features, expected_epochs(config, data, PROGRAMS, TIMING, features)
+    return features, expected_epochs(config, data, TIMING, features)
 
 
 # 21 pictures are 3 steps, 9 of validation are 2 batches; decoding takes 0.5 s each.
-# Tracing a program takes 0.125 s, placing the features of a split 0.0625 s.
-TRAIN, VALIDATION, AROUND, TRACING, PLACING = 3 * (10 + 4), 2 * (9 + 1), 0.25, 3 * 0.125, 2 * 0.0625
-FIRST = TRAIN + VALIDATION + AROUND + 30 * 0.5 + TRACING
+TRAIN, VALIDATION, AROUND, STARTING, PREFIX = 3 * (10 + 4), 2 * (9 + 1), 0.25, 0.375, 0.125
+FIRST = TRAIN + VALIDATION + AROUND + 30 * 0.5 + STARTING + PREFIX
 KEPT = 3 * 4 + 2 * 1 + AROUND
 
 
 def test_epochs_with_kept_features_cost_the_suffix(options):
     features, epochs = expected(options)
-    assert epochs.kept == [FIRST + PLACING, KEPT, KEPT, KEPT]
+    assert epochs.kept == [FIRST, KEPT, KEPT, KEPT]
     assert epochs.computed == [FIRST] + [TRAIN + VALIDATION + AROUND] * 3  # decoded pictures stay
     assert features.why_not is None
     assert features.bytes == 30 * 128
@@ -113,10 +113,10 @@ def test_epochs_with_kept_features_cost_the_suffix(options):
 def test_views_are_computed_one_an_epoch(options):
     features, epochs = expected(options, augment=("horizontal-flip",), views=2)
     viewed = TRAIN + 21 * 0.5 + 2 + AROUND  # a new view of the training split
-    assert epochs.kept == [FIRST + PLACING, viewed, KEPT, KEPT]
+    assert epochs.kept == [FIRST, viewed, KEPT, KEPT]
     assert features.bytes == (2 * 21 + 9) * 128
     features, epochs = expected(options, augment=("horizontal-flip",), views=9)
-    assert epochs.kept == [FIRST + PLACING, *[viewed] * 3]
+    assert epochs.kept == [FIRST, *[viewed] * 3]
     assert features.bytes == (4 * 21 + 9) * 128  # four epochs use four of them
 
 
@@ -133,7 +133,7 @@ def test_features_that_find_no_room_are_not_kept(options, monkeypatch):
     assert "3.8 kB" in (features.why_not or "")
     assert features.memory_bytes == 0
     assert epochs.kept is not None  # what it would be worth
-    assert epochs.computed == [FIRST, *[FIRST - TRACING] * 3]
+    assert epochs.computed == [FIRST, *[FIRST - STARTING - PREFIX] * 3]
     assert expected(options)[0].why_not is None  # on disk there is room
 
 
@@ -161,24 +161,24 @@ def test_decoding_is_hidden_behind_a_device(options, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert expected(options)[1].computed[0] == FIRST - 30 * 0.5
     monkeypatch.setattr("test_expectation.TIMING", dataclasses.replace(TIMING, decode=10.0))
-    assert expected(options)[1].computed[0] == 30 * 10 + AROUND + TRACING
+    assert expected(options)[1].computed[0] == 30 * 10 + AROUND + STARTING + PREFIX
 
 
 def test_what_is_stored_is_read_into_memory_once(options):
     found = {"stored": [14], "stored_validation": 9, "reading_seconds": 0.25}
     _, epochs = expected(options, found)
     third = (TRAIN + 21 * 0.5) / 3 + 3 * 4 * 2 / 3  # 7 of 21 pictures are computed
-    first = third + 2 + 23 * 0.25 + AROUND + TRACING + PLACING
+    first = third + 2 + 23 * 0.25 + AROUND + STARTING + PREFIX
     assert epochs.kept == [pytest.approx(first), KEPT, KEPT, KEPT]
     whole = {**found, "stored": [21]}
     kept = expected(options, whole)[1].kept or []
-    assert kept[0] == KEPT + 30 * 0.25 + TRACING - 0.125 + PLACING  # the prefix is not traced
+    assert kept[0] == KEPT + 30 * 0.25 + STARTING  # without the prefix
 
 
 def test_views_that_are_stored_are_read_when_their_turn_comes(options):
     found = {"stored": [21, 21], "stored_validation": 9, "reading_seconds": 0.25}
     kept = expected(options, found, augment=("horizontal-flip",), views=2)[1].kept or []
-    assert kept[0] == KEPT + 30 * 0.25 + TRACING - 0.125 + PLACING
+    assert kept[0] == KEPT + 30 * 0.25 + STARTING
     assert kept[1:] == [KEPT + 21 * 0.25, KEPT, KEPT]
 
 
@@ -189,7 +189,7 @@ def test_what_is_on_disk_alone_is_read_in_every_epoch(options, monkeypatch):
         "reading_seconds": 0.25,
         "in_memory": False,
     }
-    first = KEPT + 30 * 0.25 + TRACING - 0.125
+    first = KEPT + 30 * 0.25 + STARTING
     assert expected(options, found)[1].kept == [first, *[KEPT + 30 * 0.25] * 3]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # reads beside the steps
     assert (expected(options, found)[1].kept or [])[1:] == [KEPT] * 3

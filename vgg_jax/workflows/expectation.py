@@ -121,7 +121,7 @@ class Epochs:
 
 
 def expected_epochs(
-    config: ResolvedConfig, data: DataSet, programs: Programs, timing: Timing, features: Features
+    config: ResolvedConfig, data: DataSet, timing: Timing, features: Features
 ) -> Epochs:
     """Foresee how long the epochs will take."""
     train, validation = data.splits["train"], data.splits["validation"]
@@ -142,9 +142,8 @@ def expected_epochs(
     validation_kept = evaluations * timing.evaluate
 
     around = timing.around
-    tracing = programs.train.tracing_seconds + programs.evaluate.tracing_seconds
     first = train_decoded + validation_decoded + around
-    first += tracing + programs.prefix.tracing_seconds
+    first += timing.starting + timing.prefix_starting
     stay = features.pictures_stay
     later = around + (train_computed if "train" in stay else train_decoded)
     later += validation_computed if "validation" in stay else validation_decoded
@@ -168,9 +167,9 @@ def expected_epochs(
             seconds += read * features.reading_seconds
         seconds += around
         if epoch == 0:
-            seconds += tracing + (2 * timing.placing if features.in_memory else 0.0)
+            seconds += timing.starting
             if missing or missing_validation:  # by one prefix, although there may be two
-                seconds += programs.prefix.tracing_seconds
+                seconds += timing.prefix_starting
         kept.append(seconds)
     return Epochs(computed, kept)
 

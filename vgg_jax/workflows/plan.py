@@ -78,6 +78,8 @@ class Plan:
         available_bytes: What is free there.
         largest_batch_size: That is safe, and no larger than the training split; 0 if none is.
         features: What is kept from one epoch to the next.
+        starting_seconds: Of tracing the programs, finding them compiled, and making memory ready
+            for features, before or within the first epoch's batches.
         epochs: Expected seconds of the epochs.
     """
 
@@ -95,6 +97,7 @@ class Plan:
     available_bytes: int
     largest_batch_size: int
     features: Features
+    starting_seconds: float
     epochs: Epochs
 
     @property
@@ -176,8 +179,13 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
     with naming_a_smaller_batch(batch_size, _smaller):
         # Where nothing is kept that could be, it is said what that would give.
         could_be = features.can_be_kept and features.why_not is not None
-        in_memory = features.in_memory or could_be
-        timing = measure(session, data, progress, in_memory=in_memory)
+        timing = measure(
+            session,
+            data,
+            progress,
+            in_memory=features.in_memory or could_be,
+            there_is_room=features.in_memory,
+        )
         features = _with_reading(features, session, data, programs, progress)
     return Plan(
         data=data.name,
@@ -194,7 +202,8 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
         available_bytes=available,
         largest_batch_size=largest,
         features=features,
-        epochs=expected_epochs(resolved, data, programs, timing, features),
+        starting_seconds=timing.prefix_starting + timing.starting,
+        epochs=expected_epochs(resolved, data, timing, features),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -24,13 +23,11 @@ class Program:
         bytes_accessed: Bytes that it reads and writes.
         memory_bytes: Memory that it takes on each device, its arguments included, a chunk's where
             it takes chunks.
-        tracing_seconds: Before it is compiled, or found compiled; every training spends them.
     """
 
     multiply_adds: int
     bytes_accessed: int
     memory_bytes: int
-    tracing_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,19 +56,12 @@ class Programs:
         return self.prefix.memory_bytes + suffix
 
 
-class _Traced(NamedTuple):
-    """A program that is not compiled yet, and the seconds that it took to come so far."""
-
-    lowered: jax.stages.Lowered
-    seconds: float
-
-
 class _Lowered(NamedTuple):
     """Programs that are not compiled yet; the rest is as in `Programs`."""
 
-    prefix: _Traced
-    train: _Traced
-    evaluate: _Traced
+    prefix: jax.stages.Lowered
+    train: jax.stages.Lowered
+    evaluate: jax.stages.Lowered
     features: jax.ShapeDtypeStruct
     pooled: jax.ShapeDtypeStruct
 
@@ -98,7 +88,7 @@ def with_chunks(
     """Compile those that take chunks of training and validation, of so many batches, too.
 
     Returns:
-        The programs, with the memory and the tracing of these; the rest is still that of a batch.
+        The programs, with the memory of these; the rest is still that of a batch.
     """
     mesh, pooled, state = session.mesh, programs.pooled, session.state
 
@@ -113,10 +103,8 @@ def with_chunks(
         features = array(pooled.shape, pooled.dtype)
         labels, valid = array((), np.int32, "data"), array((), np.bool_, "data")
         inputs = Inputs(features, labels, valid)
-        found = _compiled(_traced(program, session.steps, *given, inputs))
-        return dataclasses.replace(
-            of_batch, memory_bytes=found.memory_bytes, tracing_seconds=found.tracing_seconds
-        )
+        found = _compiled(program.lower(session.steps, *given, inputs))
+        return dataclasses.replace(of_batch, memory_bytes=found.memory_bytes)
 
     steps, totals = session.steps, replicate(mesh, Totals.start())
     train = chunked(programs.train, chunk_sizes[0], steps.train, state, totals)
@@ -166,52 +154,45 @@ def _lower(session: Session, steps: Steps, rows: int) -> _Lowered:
     targets = labels
     if session.chain.mixes:
         batch = {"images": images, "labels": labels, "valid": valid, "content": content}
-        prefix = _traced(steps.mixed_features, steps, frozen, batch, number, number)
-        features, targets = prefix.lowered.out_info
+        prefix = steps.mixed_features.lower(steps, frozen, batch, number, number)
+        features, targets = prefix.out_info
         targets = array(targets.shape[1:], targets.dtype, given)
     elif session.chain.on_device:
-        prefix = _traced(steps.augmented_features, steps, frozen, images, content, number)
-        features = prefix.lowered.out_info
+        prefix = steps.augmented_features.lower(steps, frozen, images, content, number)
+        features = prefix.out_info
     else:
-        prefix = _traced(steps.features, steps, frozen, images)
-        features = prefix.lowered.out_info
+        prefix = steps.features.lower(steps, frozen, images)
+        features = prefix.out_info
     pooled = jax.eval_shape(steps.pool, features)
     pooled = array(pooled.shape[1:], pooled.dtype, given)
     totals = replicate(mesh, Totals.start())
     return _Lowered(
         prefix,
-        _traced(steps.train, steps, session.state, totals, Inputs(pooled, targets, valid)),
-        _traced(steps.evaluate, steps, session.state.trained, Inputs(pooled, labels, valid)),
+        steps.train.lower(steps, session.state, totals, Inputs(pooled, targets, valid)),
+        steps.evaluate.lower(steps, session.state.trained, Inputs(pooled, labels, valid)),
         _row(features),
         _row(pooled),
     )
 
 
-def _traced(program: Any, *arguments: Any) -> _Traced:
-    begun = time.perf_counter()
-    lowered = program.lower(*arguments)
-    return _Traced(lowered, time.perf_counter() - begun)
-
-
-def _compiled(traced: _Traced) -> Program:
-    compiled = traced.lowered.compile()
+def _compiled(lowered: jax.stages.Lowered) -> Program:
+    compiled = lowered.compile()
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
     return Program(
-        multiply_adds=_multiply_adds(traced),
+        multiply_adds=_multiply_adds(lowered),
         bytes_accessed=round(cost["bytes accessed"]),
         memory_bytes=memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes,
-        tracing_seconds=traced.seconds,
     )
 
 
-def _multiply_adds(traced: _Traced) -> int:
+def _multiply_adds(lowered: jax.stages.Lowered) -> int:
     # Counted in what XLA was given: it may make calls of a library out of convolutions, as on GPUs,
     # and cannot look into these.
-    cost: Any = traced.lowered.cost_analysis()
+    cost: Any = lowered.cost_analysis()
     return round(cost["flops"] / 2)
 
 

@@ -22,7 +22,7 @@ from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import TrainState, replicate
 from vgg_jax.workflows.session import Session
 
-_LEAST, _MOST = 8, 32  # epochs, the first of which warms up
+_LEAST, _MOST = 8, 300  # epochs, the first of which warms up
 _IN_A_PASS = 100  # or a few more; its start and end are a part of an epoch, not of a step
 
 
@@ -74,7 +74,7 @@ def rehearse(
         validation: Of validation.
         steps: Batches of training in an epoch.
         evaluations: Batches of validation in an epoch.
-        epochs: How many would do; not fewer than 8 are taken, nor more than 32.
+        epochs: How many would do; not fewer than 8 are taken, nor more than 300.
 
     Raises:
         RunError: If what is saved, and removed at the end, cannot be written.

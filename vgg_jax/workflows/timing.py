@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from vgg_jax.data.examples import DataSet, Split
-from vgg_jax.data.pipeline import Batch, epoch_order
+from vgg_jax.data.pipeline import epoch_order
 from vgg_jax.errors import RunError, TrainingError
 from vgg_jax.progress import Progress
 from vgg_jax.training.features import Features, pieces_of
@@ -39,10 +39,13 @@ class Timing:
     Attributes:
         decode: Of one picture, with all threads that read.
         prefix: Of one batch of training, from decoded pictures to features.
-        placing: Of bringing a split's first features into memory, mostly of making that ready.
+        validation_prefix: The same of validation.
+        prefix_starting: Of the first such batches, beyond what they take later: of tracing the
+            programs and finding them compiled.
         train: Of one step, from features that are kept.
-        validation_prefix: As `prefix`, of one batch of validation.
         evaluate: Of one batch of validation, from features that are kept.
+        starting: Of the first of these, beyond what they take later: as `prefix_starting`, and of
+            making ready the memory that features are kept in.
         around: Of an epoch, beyond its batches by themselves: metrics, and how much slower they are
             while the epoch before is saved; less than 0 if they are faster in a row. Measured where
             it counts, else 0.
@@ -50,129 +53,178 @@ class Timing:
 
     decode: float
     prefix: float
-    placing: float
-    train: float
     validation_prefix: float
+    prefix_starting: float
+    train: float
     evaluate: float
+    starting: float
     around: float
 
 
-def measure(session: Session, data: DataSet, progress: Progress, *, in_memory: bool) -> Timing:
+def measure(
+    session: Session, data: DataSet, progress: Progress, *, in_memory: bool, there_is_room: bool
+) -> Timing:
     """Take a few steps, and time their parts.
 
     Args:
         session: Of the training. It is of no use afterwards: the steps have taken its state.
         data: Of the training.
         progress: Warned if epochs cannot be rehearsed.
-        in_memory: Whether features will be kept there, so that chunks are whole.
+        in_memory: Whether features would be kept there, so that chunks are whole.
+        there_is_room: Whether all will be, so that as much may be taken to try it.
     """
-    steps, source = session.steps, session.source
-    train, batches, decode = _decoded(source, data, "train")
-    mixes = session.chain.mixes
-    prefix, placing, kept = _time_prefix(source, train, batches, mixes, in_memory)
+    steps, chain = session.steps, session.chain
+    train = _Few.decoded(session.source, data, "train")
+    # With augmentation on the devices validation has a program of its own.
+    validation = _Few.decoded(session.source, data, "validation") if chain.on_device else train
+    prefix = validation_prefix = _time(train.computed(mixes=chain.mixes))
+    if validation is not train:
+        validation_prefix = _time(validation.computed())
 
-    validation_prefix, validation_kept = prefix, kept
-    if session.chain.on_device:  # then validation has a program of its own
-        validation, batches, _ = _decoded(source, data, "validation")
-        validation_prefix, _, validation_kept = _time_prefix(
-            source, validation, batches, False, in_memory
-        )
-
-    batch_size = train.batch_size
+    batch_size = train.features.batch_size
     examples = [len(data.splits[split]) for split in ("train", "validation")]
     counts = [math.ceil(number / batch_size) for number in examples]
-    kept, validation_kept = (
-        dataclasses.replace(batches, chunk_size=steps.chunk_size(number, batch_size))
-        for batches, number in zip((kept, validation_kept), examples, strict=True)
-    )
+
+    def keep() -> list[KeptBatches]:
+        return [
+            few.kept(
+                in_memory=in_memory,
+                room=number if there_is_room else 0,
+                chunk_size=steps.chunk_size(number, batch_size),
+            )
+            for few, number in zip((train, validation), examples, strict=True)
+        ]
+
     state = standing_still(session.state, session.mesh)
 
-    def evaluations() -> Iterator[tuple[int, object]]:
-        for inputs in validation_kept.endless():
+    def evaluations(kept: KeptBatches) -> Iterator[tuple[int, object]]:
+        for inputs in kept.endless():
             yield inputs.batch_count, steps.evaluate(state.trained, inputs)
 
-    def train_steps() -> Iterator[tuple[int, object]]:
+    def train_steps(kept: KeptBatches) -> Iterator[tuple[int, object]]:
         nonlocal state
         totals = replicate(session.mesh, Totals.start())
         for inputs in kept.endless():
             state, totals = steps.train(state, totals, inputs)
             yield inputs.batch_count, totals
 
-    evaluate, step = _time(evaluations()), _time(train_steps())
+    of_training, of_validation = keep()
+    evaluate, step = _time(evaluations(of_validation)), _time(train_steps(of_training))
+    del of_training, of_validation  # or there are two of them at once
+
+    jax.clear_caches()  # what follows is traced anew, and found compiled, as by a training
+    prefix_starting = _time_first(train.computed(mixes=chain.mixes), prefix)
+    if validation is not train:
+        prefix_starting += _time_first(validation.computed(), validation_prefix)
+    begun = time.perf_counter()
+    of_training, of_validation = keep()
+    starting = time.perf_counter() - begun
+    starting += _time_first(train_steps(of_training), step)
+    starting += _time_first(evaluations(of_validation), evaluate)
+
     batches_alone = counts[0] * step + counts[1] * evaluate
     around = 0.0
     saved = sum(value.nbytes for value in jax.tree.leaves((state.trained, state.optimizer)))
     if batches_alone < _SHORT and saved < _MOST_BYTES:
+        epochs = min(session.config.epochs, round(_SECONDS / batches_alone))
         try:
-            epochs = round(_SECONDS / batches_alone)
-            usual = rehearse(session, state, kept, validation_kept, *counts, epochs=epochs)
+            usual = rehearse(session, state, of_training, of_validation, *counts, epochs=epochs)
             around = usual - batches_alone
         except (RunError, TrainingError, OSError) as error:
             progress.warn(
                 "Epochs could not be rehearsed, and may take twice as long as is said:"
                 f" {first_line(error)}"
             )
-    return Timing(decode, prefix, placing, step, validation_prefix, evaluate, around)
+    return Timing(
+        decode=train.decode_seconds,
+        prefix=prefix,
+        validation_prefix=validation_prefix,
+        prefix_starting=prefix_starting,
+        train=step,
+        evaluate=evaluate,
+        starting=starting,
+        around=around,
+    )
 
 
-def _decoded(source: Source, data: DataSet, split: Split) -> tuple[Features, list[Batch], float]:
-    """Return the first batches of a split's first epoch, decoded, and the seconds of a picture."""
-    examples, config = data.splits[split], source.config
-    batch_size = batch_size_of(config, data.splits["train"])  # of all splits
-    count = _BATCHES * batch_size
-    few = examples.select(epoch_order(len(examples), config.seed, 1)[:count])
-    features = source.features(few, augmented=split == "train", batch_size=batch_size)
-    begun = time.perf_counter()
-    batches = [*features.read(np.arange(len(few)), 1)]
-    return features, batches, (time.perf_counter() - begun) / len(few)
+@dataclasses.dataclass
+class _Few:
+    """A few examples of a split, decoded.
 
+    Attributes:
+        source: Of the training.
+        features: Theirs, which are kept nowhere.
+        decode_seconds: Of one picture.
+        found: The first batches that came through the prefix.
+    """
 
-def _time_prefix(
-    source: Source,
-    features: Features,
-    batches: list[Batch],
-    mixes: bool,
-    in_memory: bool,
-) -> tuple[float, float, KeptBatches]:
-    """Return seconds: of a batch, and of keeping the first; and batches that are kept."""
-    order = np.arange(len(features.labels))
-    pieces = pieces_of(order, features.batch_size)[:_KEPT]
-    labels = [features.labels[piece] for piece in pieces]
-    decoded = dataclasses.replace(features, read=lambda order, view: iter(batches), chunk_size=1)
-    found: list[Inputs] = []
+    source: Source
+    features: Features
+    decode_seconds: float
+    found: list[Inputs] = dataclasses.field(default_factory=list)
 
-    def compute() -> Iterable[Inputs]:
-        return mixed_batches(source, decoded, order, 1, 0) if mixes else decoded.batches(order, 1)
+    @classmethod
+    def decoded(cls, source: Source, data: DataSet, split: Split) -> _Few:
+        """Decode the first batches of a split's first epoch."""
+        examples, config = data.splits[split], source.config
+        batch_size = batch_size_of(config, data.splits["train"])  # of all splits
+        count = _BATCHES * batch_size
+        few = examples.select(epoch_order(len(examples), config.seed, 1)[:count])
+        features = source.features(few, augmented=split == "train", batch_size=batch_size)
+        begun = time.perf_counter()
+        batches = [*features.read(np.arange(len(few)), 1)]
+        seconds = (time.perf_counter() - begun) / len(few)
+        features = dataclasses.replace(
+            features, read=lambda order, view: iter(batches), chunk_size=1
+        )
+        return cls(source, features, seconds)
 
-    def prefixes() -> Iterator[tuple[int, object]]:
+    @property
+    def _order(self) -> np.ndarray:
+        return np.arange(len(self.features.labels))
+
+    def computed(self, *, mixes: bool = False) -> Iterator[tuple[int, object]]:
+        """Take one batch after the other through the prefix, without end; see `_time`."""
+
+        def compute() -> Iterable[Inputs]:
+            if mixes:
+                return mixed_batches(self.source, self.features, self._order, 1, 0)
+            return self.features.batches(self._order, 1)
+
         for inputs in forever(compute):
-            found[:] = [*found, inputs][: len(pieces)]
+            self.found[:] = [*self.found, inputs][:_KEPT]
             yield 1, inputs
 
-    seconds = _time(prefixes())
-    if mixes:  # which kept features do not go with
-        return seconds, 0.0, KeptBatches(lambda count, size: islice(cycle(found), count), labels)
-    jax.block_until_ready(found)
-    begun = time.perf_counter()
-    shape, dtype = found[0].features.shape[1:], np.dtype(found[0].features.dtype)
-    kind = InMemory if in_memory else _OneByOne
-    rows = kind(DeviceRows(source.mesh, len(order), shape, dtype), lambda pooled: pooled)
+    def kept(self, *, in_memory: bool, room: int, chunk_size: int) -> KeptBatches:
+        """Keep what was found, and give it again and again.
 
-    def give(count: int, size: int) -> Iterator[Inputs]:
-        kept = dataclasses.replace(features, keep=_Kept(rows), chunk_size=size)
-        # After a smaller batch the next one would be cut elsewhere.
-        is_even = all(len(piece) == features.batch_size for piece in pieces)
-        in_a_row = count if is_even else len(pieces)
-        for done in range(0, count, in_a_row):
-            row = islice(cycle(pieces), min(in_a_row, count - done))
-            yield from kept.batches(np.concatenate([*row]), 1)
+        Args:
+            in_memory: Whether it is kept in memory.
+            room: For so many pictures there is to be room; 0 for these alone.
+            chunk_size: Batches in a chunk.
+        """
+        features, order = self.features, self._order[: room or None]
+        pieces = pieces_of(order, features.batch_size)[:_KEPT]
+        found = self.found[: len(pieces)]
+        labels = [features.labels[piece] for piece in pieces]
+        if self.source.chain.mixes:  # which kept features do not go with
+            return KeptBatches(lambda count, size: islice(cycle(found), count), labels)
+        shape, dtype = found[0].features.shape[1:], np.dtype(found[0].features.dtype)
+        memory = DeviceRows(self.source.mesh, room or len(order), shape, dtype)
+        rows = (InMemory if in_memory else _OneByOne)(memory, lambda pooled: pooled)
+        for piece, inputs in zip(pieces, found, strict=True):
+            rows.put(piece, inputs.features)
 
-    rows.put(pieces[0], found[0].features)
-    jax.block_until_ready(next(give(1, features.chunk_size)))
-    placing = time.perf_counter() - begun
-    for piece, inputs in zip(pieces, found, strict=True):
-        rows.put(piece, inputs.features)
-    return seconds, placing, KeptBatches(give, labels)
+        def give(count: int, size: int) -> Iterator[Inputs]:
+            kept = dataclasses.replace(features, keep=_Kept(rows), chunk_size=size)
+            # After a smaller batch the next one would be cut elsewhere.
+            is_even = all(len(piece) == features.batch_size for piece in pieces)
+            in_a_row = count if is_even else len(pieces)
+            for done in range(0, count, in_a_row):
+                row = islice(cycle(pieces), min(in_a_row, count - done))
+                yield from kept.batches(np.concatenate([*row]), 1)
+
+        return KeptBatches(give, labels, chunk_size)
 
 
 class _OneByOne(InMemory):
@@ -207,3 +259,16 @@ def _time(steps: Iterator[tuple[int, object]]) -> float:
         jax.block_until_ready(done)
         seconds, count = time.perf_counter() - begun, count + batches
     return seconds / count  # not the median: epochs have their slow steps, too
+
+
+def _time_first(steps: Iterator[tuple[int, object]], usual: float) -> float:
+    """Return the seconds of the first step, beyond those that its batches take by themselves.
+
+    Args:
+        steps: As for `_time`.
+        usual: Seconds of a batch.
+    """
+    begun = time.perf_counter()
+    batches, done = next(steps)
+    jax.block_until_ready(done)
+    return max(time.perf_counter() - begun - batches * usual, 0.0)
