@@ -186,8 +186,9 @@ def plan_case(args: argparse.Namespace, folder: Path) -> Iterator[Case]:
     for case in foreseen(folder, args.data, args.batch_size):
         ratios = ", ".join(f"{ratio:.2f}" for ratio in case["expected_over_taken"])
         text = (
-            f"epochs expected over taken: {ratios}; the last over the median of its like:"
-            f" {case['last_expected_over_median']:.2f}; planned in {case['seconds_planning']} s"
+            f"expected over taken: {case['all_expected_over_taken']:.2f}, the first ones {ratios},"
+            f" the last over the median of its like {case['last_expected_over_median']:.2f};"
+            f" planned in {case['seconds_planning']} s"
         )
         yield Case("plan", [(f"plan, {case['who']}", text)], **case)
 

@@ -265,7 +265,7 @@ def interleave(tiny: Tiny, disk: Disk, folder: Path, whole: Path, rng: random.Ra
             one: step for one, step in checkpoints.items() if (one, one.stat().st_ino) not in spoilt
         }
     best_lost = any("the best so far, is lost" in warning for warning in warnings)
-    assert damaged or not best_lost, warnings
+    assert spoilt or not best_lost, warnings
     compare(path, whole, best_lost=best_lost)
     aside = len(Checkpoints(path / "checkpoints").damaged())
     assert aside == sum("moved to" in warning for warning in warnings), warnings

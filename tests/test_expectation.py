@@ -187,7 +187,7 @@ def test_what_is_on_disk_alone_is_read_in_every_epoch(options, monkeypatch):
         "stored": [21],
         "stored_validation": 9,
         "reading_seconds": 0.25,
-        "in_memory": False,
+        "held_by": None,
     }
     first = KEPT + 30 * 0.25 + STARTING
     assert expected(options, found)[1].kept == [first, *[KEPT + 30 * 0.25] * 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from test_checkpoints import after, metrics, save_epochs, state
 
 from vgg_jax.errors import RunError
 from vgg_jax.progress import EpochMetrics
+from vgg_jax.training import checkpoint_store
 from vgg_jax.training import checkpoints as checkpoints_module
 from vgg_jax.training.checkpoint_store import CheckpointStore
 from vgg_jax.training.checkpoints import Checkpoints
+from vgg_jax.weights.checksums import array_sha256
 
 
 @pytest.fixture
@@ -29,8 +32,19 @@ def written(monkeypatch) -> list[int]:
     return numbers
 
 
-def test_epochs_in_quick_succession_are_not_all_written(tmp_path, written, monkeypatch):
+@pytest.fixture
+def _held(monkeypatch):
+    """Hold all but the first."""
     monkeypatch.setattr(checkpoints_module, "_SECONDS_BETWEEN", 3600.0)
+
+
+def save_few(checkpoints: Checkpoints, count: int) -> None:
+    for last in range(1, count + 1):
+        checkpoints.save_epoch(after(*(metrics(n, 0.5) for n in range(1, last + 1))), state(last))
+
+
+@pytest.mark.usefixtures("_held")
+def test_epochs_in_quick_succession_are_not_all_written(tmp_path, written):
     checkpoints = save_epochs(tmp_path, [0.1, 0.5, 0.9, *[0.4] * 20])
     assert written == [1, 3, 22, 23]
     assert checkpoints.epochs() == [3, 22, 23]
@@ -38,43 +52,76 @@ def test_epochs_in_quick_succession_are_not_all_written(tmp_path, written, monke
     np.testing.assert_array_equal(checkpoints.restore(22).trained["head/kernel"], 22.0)
 
 
-def test_epochs_that_are_far_apart_are_all_written(tmp_path, written, monkeypatch):
-    monkeypatch.setattr(checkpoints_module, "_SECONDS_BETWEEN", 0.0)
+@pytest.mark.parametrize(
+    ("name", "value"), [("_SECONDS_BETWEEN", -1.0), ("_MOST_HELD_BYTES", 1000)]
+)
+def test_those_that_are_far_apart_or_large_are_all_written(
+    tmp_path, written, monkeypatch, name, value
+):
+    monkeypatch.setattr(CheckpointStore, "is_idle", True)
+    monkeypatch.setattr(checkpoints_module, name, value)
     save_epochs(tmp_path, [0.1, 0.9, *[0.4] * 4])
     assert written == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_whenever_a_training_is_killed_the_best_of_its_epochs_is_there(
-    tmp_path, written, monkeypatch, seed
-):
-    """And what it would go on from is no older than the last one that was written."""
-    rng = np.random.default_rng(seed)
-    clock = iter(np.cumsum(rng.uniform(0, 0.6, 1000)))
-    now = [0.0]
-    monkeypatch.setattr(checkpoints_module.time, "monotonic", lambda: now[0])
+def test_a_slow_disk_holds_nobody_up(tmp_path, written, monkeypatch):
+    monkeypatch.setattr(checkpoints_module, "_SECONDS_BETWEEN", 0.0)
+    goes_on = threading.Event()
+
+    def waiting(array):
+        assert goes_on.wait(60)
+        return array_sha256(array)
+
+    monkeypatch.setattr(checkpoint_store, "array_sha256", waiting)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    history: list[EpochMetrics] = []
+    save_few(checkpoints, 9)
+    assert written == [1]
+    goes_on.set()
+    checkpoints.close()
+    assert written == [1, 8, 9]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whenever_a_training_is_killed_the_best_of_its_epochs_is_there(tmp_path, monkeypatch, seed):
+    """Looked at before each checkpoint is written, and at the end."""
+    rng = np.random.default_rng(seed)
+    now, history, written = 0.0, [], []
+    folder = tmp_path / "checkpoints"
+    save = CheckpointStore.save
+
+    def look():
+        there = Checkpoints(folder).epochs()
+        assert there[-1:] == written[-1:]
+        known: list[EpochMetrics] = history[: there[-1]] if there else []
+        best = max(known, key=lambda each: (each.rank, each.epoch), default=None)
+        assert best is None or best.epoch in there
+
+    def saving(store, number, *others):
+        store.wait()
+        look()
+        written.append(number)
+        save(store, number, *others)
+
+    monkeypatch.setattr(CheckpointStore, "save", saving)
+    monkeypatch.setattr(checkpoints_module.time, "monotonic", lambda: now)
+    checkpoints = Checkpoints(folder)
     for epoch in range(1, 41):
-        now[0] = next(clock)
+        now += rng.uniform(0, 0.6)
         history.append(metrics(epoch, rng.integers(0, 8) / 8))
         checkpoints.save_epoch(after(*history), state(epoch))
-        checkpoints._epochs.wait()
-        there = checkpoints.epochs()
-        assert there[-1] == written[-1]
-        known = history[: there[-1]]
-        assert max(known, key=lambda each: (each.rank, each.epoch)).epoch in there
-    assert 10 < len(written) < 30
-    assert written == sorted(written)
+        if rng.random() < 0.5:  # else it is still being written, perhaps
+            checkpoints._epochs.wait()
     checkpoints.close()
-    assert {39, 40} < {*checkpoints.epochs()} or checkpoints.epochs() == [39, 40]
+    look()
+    assert len(written) < 30
+    assert written == sorted(written)
+    assert checkpoints.epochs()[-1] == 40
 
 
-def test_what_is_held_is_written_before_the_epoch_under_way(tmp_path, written, monkeypatch):
-    monkeypatch.setattr(checkpoints_module, "_SECONDS_BETWEEN", 3600.0)
+@pytest.mark.usefixtures("_held")
+def test_what_is_held_is_written_before_the_epoch_under_way(tmp_path, written):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    for count in (1, 2):
-        checkpoints.save_epoch(after(*(metrics(n + 1, 0.5) for n in range(count))), state(count))
+    save_few(checkpoints, 2)
     assert written == [1]
     checkpoints.save_unfinished(after(metrics(1, 0.5), metrics(2, 0.5)), state(3))
     assert written == [1, 2, 20]
@@ -82,32 +129,78 @@ def test_what_is_held_is_written_before_the_epoch_under_way(tmp_path, written, m
     assert checkpoints.epochs() == [1, 2]
 
 
+@pytest.mark.usefixtures("_held")
 def test_what_is_held_is_not_written_into_a_run_that_was_lost(tmp_path, written, monkeypatch):
-    monkeypatch.setattr(checkpoints_module, "_SECONDS_BETWEEN", 3600.0)
+    """Lost, even, while the one before was being written."""
     lost: list[RunError] = []
 
     def check():
         if lost:
             raise lost[0]
 
+    def losing(array):
+        lost.append(RunError("taken over"))
+        return array_sha256(array)
+
     checkpoints = Checkpoints(tmp_path / "checkpoints", check)
-    for count in (1, 2):
-        checkpoints.save_epoch(after(*(metrics(n + 1, 0.5) for n in range(count))), state(count))
-    lost.append(RunError("taken over"))
+    monkeypatch.setattr(checkpoint_store, "array_sha256", losing)
+    save_few(checkpoints, 2)
     with pytest.raises(RunError, match="taken over"):
         checkpoints.close()
     checkpoints.close()  # nothing is left to write
     assert written == [1]
 
 
+@pytest.mark.usefixtures("_held")
 def test_where_writing_fails_it_is_not_tried_again(tmp_path, written, monkeypatch):
-    monkeypatch.setattr(checkpoints_module, "_SECONDS_BETWEEN", 3600.0)
     usage = shutil.disk_usage(tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=4000))
-    for count in (1, 2, 3):
-        checkpoints.save_epoch(after(*(metrics(n + 1, 0.5) for n in range(count))), state(count))
+    save_few(checkpoints, 3)
     with pytest.raises(RunError, match="No space left"):
         checkpoints.wait()
     checkpoints.close()
     assert written == [1]
+
+
+@pytest.mark.usefixtures("_held")
+def test_nothing_is_written_after_what_failed_in_an_unforeseen_way(tmp_path, written, monkeypatch):
+    def fail(array):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(checkpoint_store, "array_sha256", fail)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    save_few(checkpoints, 3)
+    with pytest.raises(MemoryError, match="no room"):
+        checkpoints.close()
+    checkpoints.close()
+    assert written == [1]
+
+
+@pytest.mark.usefixtures("_held")
+def test_waiting_that_is_interrupted_loses_nothing(tmp_path, written, monkeypatch):
+    def interrupt(futures):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    save_few(checkpoints, 3)
+    monkeypatch.setattr(checkpoint_store, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.wait()
+    checkpoints.close()
+    assert checkpoints.epochs() == [2, 3]
+
+
+def test_a_second_passes_between_two_that_are_written(tmp_path, written, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(checkpoints_module.time, "monotonic", lambda: clock[0])
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    history: list[EpochMetrics] = []
+    for epoch in range(1, 11):  # 0.3 s each
+        history.append(metrics(epoch, 0.1 * epoch))
+        checkpoints.save_epoch(after(*history), state(epoch))
+        checkpoints._epochs.wait()
+        clock[0] += 0.3
+    assert written == [1, 4, 8]
+    checkpoints.close()

@@ -47,6 +47,16 @@ def test_short_epochs_are_rehearsed(options, tmp_path, monkeypatch):
     assert planned(given).epoch_seconds[-1] == pytest.approx(7.0)
 
 
+@pytest.mark.parametrize(("a_batch", "epochs"), [(1e-6, 6), (5e-3, 2)])
+def test_as_many_epochs_are_rehearsed_as_the_training_has(options, monkeypatch, a_batch, epochs):
+    """Or as 0.05 s have, in which 2 of 5 batches of 5 ms find room."""
+    counts = []
+    monkeypatch.setattr(timing, "rehearse", lambda *others, epochs: counts.append(epochs) or 7.0)
+    monkeypatch.setattr(timing, "_time", lambda steps: [*itertools.islice(steps, 2)] and a_batch)
+    planned({**options, "head": "linear", "train_from": "head", "epochs": 6})
+    assert counts == [epochs]
+
+
 @pytest.mark.parametrize(("name", "value"), [("_SHORT", 0.0), ("_MOST_BYTES", 100)])
 def test_long_epochs_and_large_checkpoints_are_not_rehearsed(options, monkeypatch, name, value):
     monkeypatch.setattr(timing, name, value)

@@ -15,7 +15,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -122,13 +122,19 @@ class CheckpointStore:
         Raises:
             RunError: If it could not be written.
         """
-        saving, self._saving = self._saving, None
-        if saving is None:
+        if self._saving is None:
             return
+        wait([self._saving])  # interrupted here it can be waited for once more
+        saving, self._saving = self._saving, None
         try:
             saving.result()
         except _WRITE_ERRORS as error:
             raise self.not_written(error) from error
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being written."""
+        return self._saving is None or self._saving.done()
 
     def check(self) -> None:
         """Raise the `RunError` of `wait` if it is known already that it will."""

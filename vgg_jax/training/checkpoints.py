@@ -6,6 +6,7 @@ Only what is trained is held; the frozen part is the backbone's, which the run r
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # it brings Optax, which a prediction does without
 Which = Literal["best", "latest"]
 _ITEMS = ("trained", "optimizer")
 _SECONDS_BETWEEN = 1.0  # the checkpoints of two epochs; writing a small one takes 0.05
+_MOST_HELD_BYTES = 200_000_000  # of an epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,11 @@ class _Saved(NamedTuple):
     position: Position
     arrays: Arrays
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(value.nbytes for held in self.arrays.values() for value in held.values())
+
 
 class Checkpoints:
     """The checkpoints of one run.
@@ -59,7 +66,8 @@ class Checkpoints:
 
     Epochs of a fraction of a second are not all written, since that would take longer than they do:
     those that would be kept are held, one is written every second, and the others at the end. They
-    are written in their order, so that whatever is on the disk, its best epoch is there, too.
+    are written in their order, so that whatever is on the disk, its best epoch is there, too. Large
+    ones are all written.
     """
 
     def __init__(self, folder: Path, check_lock: Callable[[], None] = lambda: None) -> None:
@@ -74,56 +82,58 @@ class Checkpoints:
         self._epochs = CheckpointStore(folder, "epoch")
         self._unfinished = CheckpointStore(folder / "unfinished", "step")
         self._position: Position | None = None  # of the training that goes on here
-        self._held: dict[int, _Saved] = {}  # epochs that are not written yet
-        self._written = -_SECONDS_BETWEEN  # when the last epoch began to be
+        self._held: dict[int, _Saved] = {}  # epochs that are not written yet, ascending
+        self._written = -math.inf  # when the last epoch began to be
 
     def save_epoch(self, position: Position, state: TrainState) -> None:
         """Hold the state after an epoch, and write the first that is held if it is time to.
 
-        That goes on in the background, and waits for the one before.
+        That goes on in the background. Large ones wait for the one before.
 
         Raises:
-            RunError: If the one before could not be written, for instance because the disk is full.
+            RunError: If one before could not be written, for instance because the disk is full.
             TrainingDiverged: If a value is not finite.
         """
-        arrays = _arrays(state)
+        saved = _Saved(position, _arrays(state))
+        self._position = position
+        others = [*self.epochs(), *self._held]
+        # One of them may be written before this one, and then needs its best.
+        stay = {max(others), _best(position.history, others)} if others else set()
+        self._held = {epoch: held for epoch, held in self._held.items() if epoch in stay}
+        self._held[position.history[-1].epoch] = saved
         with self._letting_go():
-            self._position = position
-            others = [*self.epochs(), *self._held]
-            self._held[position.history[-1].epoch] = _Saved(position, arrays)
-            stay = _staying(position.history, [*others, *self._held])
-            if others:  # one of them may be written before this one, and then is the best
-                stay.add(_best(position.history, others))
-            self._held = {epoch: held for epoch, held in self._held.items() if epoch in stay}
-            if time.monotonic() - self._written >= _SECONDS_BETWEEN:
+            if saved.size > _MOST_HELD_BYTES:
+                self._write_all()
+            elif self._epochs.is_idle and time.monotonic() - self._written >= _SECONDS_BETWEEN:
                 self._write_first()
 
     def save_unfinished(self, position: Position, state: TrainState) -> None:
-        """Write the state within an epoch, in the background; waits for the one before.
+        """Write the state within an epoch, in the background; waits for those before.
 
         Raises:
-            RunError: If the one before could not be written.
+            RunError: If one before could not be written.
             TrainingDiverged: If a value is not finite.
         """
         with self._letting_go():
             self._write_all()
             self._epochs.wait()  # a training that goes on from within an epoch has them, too
             self._unfinished.wait()
-            if position.step not in self._unfinished.numbers():  # else nothing was done since
-                self._write(self._unfinished, position.step, _Saved(position, _arrays(state)))
+        if position.step not in self._unfinished.numbers():  # else nothing was done since
+            self._write(self._unfinished, position.step, _Saved(position, _arrays(state)))
 
     def _write_first(self) -> None:
-        epoch = next(iter(self._held))
+        epoch, saved = next(iter(self._held.items()))
+        self._write(self._epochs, epoch, saved)
         self._written = time.monotonic()
-        self._write(self._epochs, epoch, self._held.pop(epoch))
+        del self._held[epoch]
 
     def _write_all(self) -> None:
         while self._held:
             self._write_first()
 
     def _write(self, store: CheckpointStore, number: int, saved: _Saved) -> None:
-        self._check_lock()
         store.wait()
+        self._check_lock()
         self._drop_surplus()
         try:
             self._folder.mkdir(exist_ok=True)
@@ -133,10 +143,10 @@ class Checkpoints:
 
     @contextmanager
     def _letting_go(self) -> Generator[None]:
-        """Give up what is held where writing fails: a second failure would say no more."""
+        """Give up what is held where writing fails: it would fail again, or lack what failed."""
         try:
             yield
-        except RunError:
+        except Exception:
             self._held.clear()
             raise
 
@@ -165,24 +175,21 @@ class Checkpoints:
             RunError: If what was saved last could not be written.
         """
         try:
-            with self._letting_go():
-                self._write_all()
+            self.wait()
         finally:
             try:
                 self._epochs.close()
             finally:
                 self._unfinished.close()
-        self._drop_surplus()
 
     def _drop_surplus(self) -> None:
         """Delete the checkpoints that need not stay, once later ones are complete."""
         if self._position is None:
             return  # somebody else's to delete
         epochs, steps = self.epochs(), self._unfinished.numbers()
-        stay = _staying(self._position.history, epochs)
         with suppress(RunError):  # where one cannot be deleted now, a later time will do
-            for epoch in epochs:
-                if epoch not in stay:
+            for epoch in epochs[:-2]:
+                if epoch != _best(self._position.history, epochs):
                     self._epochs.remove(epoch)
             for step in steps[:-1]:
                 self._unfinished.remove(step)
@@ -357,13 +364,8 @@ def _arrays(state: TrainState) -> dict[str, dict[str, np.ndarray]]:
 
 def _best(history: Sequence[EpochMetrics], epochs: Sequence[int]) -> int:
     """Return the best of the epochs that have a checkpoint."""
-    ranks = {metrics.epoch: metrics.rank for metrics in history}
+    ranks = {metrics.epoch: metrics.rank for metrics in history if metrics.epoch in epochs}
     return max(epochs, key=lambda epoch: (epoch in ranks, ranks.get(epoch, ()), epoch))
-
-
-def _staying(history: Sequence[EpochMetrics], epochs: Sequence[int]) -> set[int]:
-    """Return the latest two of the epochs, and the best."""
-    return {*sorted(epochs)[-2:], _best(history, epochs)} if epochs else set()
 
 
 def _set_aside(

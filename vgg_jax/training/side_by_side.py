@@ -153,13 +153,12 @@ class Lane:
             )
             self._position = self._position.after(metrics)
             self._run.save_epoch(self._position, state)
+            since = self._position.early_stopping.epochs_since
+            self.runs_on = not (limits.early_stop and since >= limits.early_stop)
         except TrainingDiverged as error:
             self.failure, self.runs_on = error, False
-            return
-        since = self._position.early_stopping.epochs_since
-        if limits.early_stop and since >= limits.early_stop:
+        if not self.runs_on:
             self._run.checkpoints.wait()  # the others may go on for long
-            self.runs_on = False
 
 
 def fit_side_by_side(

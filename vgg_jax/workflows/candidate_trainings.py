@@ -264,17 +264,17 @@ class Work:
         try:
             with ExitStack() as held:
                 held.callback(self.progress.close)
+                limits = limits_of(config, self.interruption)
+                if self.interruption:  # until all that the lanes hold is saved
+                    held.enter_context(limits.interruption.listening())
                 for candidate, run in zip(group, runs, strict=True):
                     held.enter_context(run.locked(self.progress.note))
                     run.create(*found_out(candidate.config, shared.data, shared.opened))
                     lanes.append(held.enter_context(Lane(run, candidate.config.learning_rate)))
-                limits = limits_of(config, self.interruption)
                 what = f"{config.head}, {len(group)} candidates side by side"
                 feed = make_feed(shared.source, shared.data, common.features)
                 steps = config.epochs * feed.batches_of(feed.examples)
                 self.progress.work_started(f"{what} ({self._next(len(group))})", steps, "steps")
-                if self.interruption:
-                    held.enter_context(limits.interruption.listening())
                 with self._interruptible(), _naming_less(config):
                     session = shared.session(config, self.progress)
                     fit_side_by_side(

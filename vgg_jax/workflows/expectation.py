@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 
@@ -13,11 +14,15 @@ from vgg_jax.model.pieces import PIECE
 from vgg_jax.training.feature_places import Places, choose_places, why_not_kept
 from vgg_jax.training.keeping import views_of
 from vgg_jax.training.room import Memory
+from vgg_jax.training.rows import DeviceRows, HostRows
 from vgg_jax.workflows.feed import batch_size_of, padded_rows, splits_that_stay
 from vgg_jax.workflows.programs import Programs
 from vgg_jax.workflows.session import Session
 from vgg_jax.workflows.stored import count_stored
 from vgg_jax.workflows.timing import Timing
+
+Whose = Literal["devices", "host"]  # memory
+ROWS_OF: dict[Whose, type[DeviceRows | HostRows]] = {"devices": DeviceRows, "host": HostRows}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +36,8 @@ class Features:
         why_not: Why this training keeps none; None if it does.
         stored: How many pictures of training, view by view, have theirs on disk already.
         stored_validation: The same of validation.
-        in_memory: Whether they stay in memory; where they are kept on disk alone, every epoch reads
-            them.
+        held_by: Whose memory they stay in; None where they are kept on disk alone, so that every
+            epoch reads them, or nowhere.
         reading_seconds: Of bringing one picture's from the disk into memory; 0 until that is
             measured, and where too few are stored to tell.
         pictures_stay: Of which splits, without kept features, the decoded pictures stay on the
@@ -46,7 +51,7 @@ class Features:
     why_not: str | None
     stored: list[int]
     stored_validation: int
-    in_memory: bool
+    held_by: Whose | None
     reading_seconds: float
     pictures_stay: list[str]
     memory_bytes: int
@@ -96,7 +101,7 @@ def expected_features(
         why_not=places.why_not,
         stored=stored,
         stored_validation=stored_validation,
-        in_memory=places.memory is not None,
+        held_by=next((whose for whose, place in ROWS_OF.items() if place is places.memory), None),
         reading_seconds=0.0,
         pictures_stay=[*stay],
         memory_bytes=held,
@@ -160,7 +165,7 @@ def expected_epochs(
         seconds += _between(
             validation_kept, validation_decoded, missing_validation / len(validation)
         )
-        if not features.in_memory:
+        if not features.held_by:
             seconds = beside(seconds, (there + there_validation) * features.reading_seconds)
         elif is_new:  # they are brought there before the first step
             read = there + (there_validation if epoch == 0 else 0)

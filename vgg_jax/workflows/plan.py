@@ -24,6 +24,7 @@ from vgg_jax.weights.metadata import first_line
 from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.backbone import open_backbone
 from vgg_jax.workflows.expectation import (
+    ROWS_OF,
     Epochs,
     Features,
     expected_epochs,
@@ -183,8 +184,8 @@ def plan(config: TrainConfig, progress: Progress) -> Plan:
             session,
             data,
             progress,
-            in_memory=features.in_memory or could_be,
-            there_is_room=features.in_memory,
+            in_memory=features.held_by is not None or could_be,
+            place=ROWS_OF[features.held_by] if features.held_by else None,
         )
         features = _with_reading(features, session, data, programs, progress)
     return Plan(

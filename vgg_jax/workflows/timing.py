@@ -18,7 +18,7 @@ from vgg_jax.progress import Progress
 from vgg_jax.training.features import Features, pieces_of
 from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.kept_rows import InMemory, KeptRows
-from vgg_jax.training.rows import DeviceRows
+from vgg_jax.training.rows import DeviceRows, HostRows
 from vgg_jax.training.steps import Totals, replicate
 from vgg_jax.weights.metadata import first_line
 from vgg_jax.workflows.feed import Source, batch_size_of, mixed_batches
@@ -30,6 +30,7 @@ _KEPT = 2  # of them, those whose features are used again and again
 _LEAST, _MOST, _SECONDS = 2, 500, 3.0  # how many of a kind are measured, how long about
 _SHORT = 1.0  # seconds of an epoch's batches, of which what is around them is a part that counts
 _MOST_BYTES = 200_000_000  # of a checkpoint of such an epoch, to rehearse it
+_MOST_ROOM_BYTES = 500_000_000  # for features of a split, to try how long it takes to be made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,12 @@ class Timing:
 
 
 def measure(
-    session: Session, data: DataSet, progress: Progress, *, in_memory: bool, there_is_room: bool
+    session: Session,
+    data: DataSet,
+    progress: Progress,
+    *,
+    in_memory: bool,
+    place: type[DeviceRows | HostRows] | None,
 ) -> Timing:
     """Take a few steps, and time their parts.
 
@@ -71,7 +77,7 @@ def measure(
         data: Of the training.
         progress: Warned if epochs cannot be rehearsed.
         in_memory: Whether features would be kept there, so that chunks are whole.
-        there_is_room: Whether all will be, so that as much may be taken to try it.
+        place: What all of them will be kept in; None if they will not be.
     """
     steps, chain = session.steps, session.chain
     train = _Few.decoded(session.source, data, "train")
@@ -89,7 +95,8 @@ def measure(
         return [
             few.kept(
                 in_memory=in_memory,
-                room=number if there_is_room else 0,
+                place=place,
+                room=number if place else 0,
                 chunk_size=steps.chunk_size(number, batch_size),
             )
             for few, number in zip((train, validation), examples, strict=True)
@@ -195,12 +202,20 @@ class _Few:
             self.found[:] = [*self.found, inputs][:_KEPT]
             yield 1, inputs
 
-    def kept(self, *, in_memory: bool, room: int, chunk_size: int) -> KeptBatches:
+    def kept(
+        self,
+        *,
+        in_memory: bool,
+        place: type[DeviceRows | HostRows] | None,
+        room: int,
+        chunk_size: int,
+    ) -> KeptBatches:
         """Keep what was found, and give it again and again.
 
         Args:
-            in_memory: Whether it is kept in memory.
-            room: For so many pictures there is to be room; 0 for these alone.
+            in_memory: Whether it is given as if it was kept in memory.
+            place: What it is kept in; by default the memory of the devices.
+            room: For so many pictures there is to be room, unless that is much; 0 for these alone.
             chunk_size: Batches in a chunk.
         """
         features, order = self.features, self._order[: room or None]
@@ -210,7 +225,9 @@ class _Few:
         if self.source.chain.mixes:  # which kept features do not go with
             return KeptBatches(lambda count, size: islice(cycle(found), count), labels)
         shape, dtype = found[0].features.shape[1:], np.dtype(found[0].features.dtype)
-        memory = DeviceRows(self.source.mesh, room or len(order), shape, dtype)
+        is_much = room * math.prod(shape) * dtype.itemsize > _MOST_ROOM_BYTES
+        count = len(order) if is_much else room or len(order)
+        memory = (place or DeviceRows)(self.source.mesh, count, shape, dtype)
         rows = (InMemory if in_memory else _OneByOne)(memory, lambda pooled: pooled)
         for piece, inputs in zip(pieces, found, strict=True):
             rows.put(piece, inputs.features)
