@@ -152,7 +152,8 @@ def test_evaluation_and_prediction_have_the_precision_of_the_training(
 
 
 @pytest.mark.parametrize(
-    ("instructions", "warned"), [("avx2 fma", 1), ("avx2 amx_bf16 avx512_bf16", 0)]
+    ("instructions", "warned"),
+    [("avx2 fma", 1), ("avx2 avx512_bf16", 1), ("avx2 amx_bf16 avx512_bf16", 0)],
 )
 def test_a_processor_that_gains_nothing_is_told(given, tmp_path, monkeypatch, instructions, warned):
     cpuinfo = tmp_path / "cpuinfo"

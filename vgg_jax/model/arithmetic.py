@@ -17,7 +17,9 @@ from vgg_jax.model.vgg16 import VGG16
 # do with fewer where a gradient is taken, but else have to make up for the time to compile them.
 _LEAST_TOGETHER = 384
 _CPUINFO = Path("/proc/cpuinfo")
-_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}  # what Linux calls such instructions; ARM's last
+# What Linux calls instructions by which products of bfloat16 are faster; of ARM's it is not known.
+# With avx512_bf16 alone they are slower than those of float32: benchmarks/README.md.
+_BFLOAT16 = {"amx_bf16", "bf16"}
 
 
 def set_arithmetic(
@@ -42,7 +44,7 @@ def set_arithmetic(
 
 
 def gains_from_bfloat16() -> bool:
-    """Return False on CPUs known to lack instructions for it, or where they are several devices."""
+    """Return False on CPUs known to be no faster with it, and where they are several devices."""
     if jax.default_backend() != "cpu":
         return True
     if jax.device_count() > 1:  # XLA's own convolutions do not use these instructions
