@@ -39,13 +39,14 @@ from training_runs import After, same_run
 from vgg_jax.cli.console import tell_failed_writes_once
 from vgg_jax.errors import RunError, TrainingInterrupted
 from vgg_jax.progress import Progress
-from vgg_jax.training.checkpoints import Checkpoints, fill_leaves
+from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.epoch import Feed, Limits
 from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.loop import fit
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
+from vgg_jax.training.state_arrays import fill_leaves
 from vgg_jax.training.steps import data_mesh, replicate
 
 EPOCHS, STEPS, ROWS = 3, 3, 4

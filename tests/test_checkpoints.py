@@ -24,9 +24,10 @@ from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugin_choices import PluginChoice
 from vgg_jax.progress import EpochMetrics
 from vgg_jax.training import checkpoint_store
-from vgg_jax.training.checkpoints import Checkpoints, fill_leaves, leaves_by_path
+from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import EarlyStopping, Position
+from vgg_jax.training.state_arrays import fill_leaves, leaves_by_path
 from vgg_jax.training.steps import Hyperparameters, TrainState
 from vgg_jax.weights.checksums import array_sha256
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import wait
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from test_checkpoints import after, metrics, save_epochs, state
 
-from vgg_jax.errors import RunError
+from vgg_jax.errors import RunError, TrainingDiverged
 from vgg_jax.progress import EpochMetrics
 from vgg_jax.training import checkpoint_store
 from vgg_jax.training import checkpoints as checkpoints_module
 from vgg_jax.training.checkpoint_store import CheckpointStore
 from vgg_jax.training.checkpoints import Checkpoints
+from vgg_jax.training.epoch_end import metrics_of_epoch
+from vgg_jax.training.position import Sums
+from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.weights.checksums import array_sha256
 
 
@@ -38,8 +43,19 @@ def _held(monkeypatch):
     monkeypatch.setattr(checkpoints_module, "_SECONDS_BETWEEN", 3600.0)
 
 
-def save_few(checkpoints: Checkpoints, count: int) -> None:
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """The time, to be set."""
+    time = [100.0]
+    monkeypatch.setattr(checkpoints_module.time, "monotonic", lambda: time[0])
+    return time
+
+
+def save_few(checkpoints: Checkpoints, count: int, clock: list[float] | None = None) -> None:
+    """Save so many epochs; by the clock, if given, of 0.6 s each."""
     for last in range(1, count + 1):
+        if clock:
+            clock[0] += 0.6
         checkpoints.save_epoch(after(*(metrics(n, 0.5) for n in range(1, last + 1))), state(last))
 
 
@@ -58,14 +74,13 @@ def test_epochs_in_quick_succession_are_not_all_written(tmp_path, written):
 def test_those_that_are_far_apart_or_large_are_all_written(
     tmp_path, written, monkeypatch, name, value
 ):
-    monkeypatch.setattr(CheckpointStore, "is_idle", True)
+    """They wait for each other."""
     monkeypatch.setattr(checkpoints_module, name, value)
     save_epochs(tmp_path, [0.1, 0.9, *[0.4] * 4])
     assert written == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_slow_disk_holds_nobody_up(tmp_path, written, monkeypatch):
-    monkeypatch.setattr(checkpoints_module, "_SECONDS_BETWEEN", 0.0)
+def test_a_slow_disk_holds_nobody_up(tmp_path, written, clock, monkeypatch):
     goes_on = threading.Event()
 
     def waiting(array):
@@ -74,7 +89,7 @@ def test_a_slow_disk_holds_nobody_up(tmp_path, written, monkeypatch):
 
     monkeypatch.setattr(checkpoint_store, "array_sha256", waiting)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    save_few(checkpoints, 9)
+    save_few(checkpoints, 9, clock)
     assert written == [1]
     goes_on.set()
     checkpoints.close()
@@ -82,10 +97,12 @@ def test_a_slow_disk_holds_nobody_up(tmp_path, written, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_whenever_a_training_is_killed_the_best_of_its_epochs_is_there(tmp_path, monkeypatch, seed):
+def test_whenever_a_training_is_killed_the_best_of_its_epochs_is_there(
+    tmp_path, monkeypatch, clock, seed
+):
     """Looked at before each checkpoint is written, and at the end."""
     rng = np.random.default_rng(seed)
-    now, history, written = 0.0, [], []
+    history, written = [], []
     folder = tmp_path / "checkpoints"
     save = CheckpointStore.save
 
@@ -103,10 +120,9 @@ def test_whenever_a_training_is_killed_the_best_of_its_epochs_is_there(tmp_path,
         save(store, number, *others)
 
     monkeypatch.setattr(CheckpointStore, "save", saving)
-    monkeypatch.setattr(checkpoints_module.time, "monotonic", lambda: now)
     checkpoints = Checkpoints(folder)
     for epoch in range(1, 41):
-        now += rng.uniform(0, 0.6)
+        clock[0] += rng.uniform(0, 0.6)
         history.append(metrics(epoch, rng.integers(0, 8) / 8))
         checkpoints.save_epoch(after(*history), state(epoch))
         if rng.random() < 0.5:  # else it is still being written, perhaps
@@ -164,6 +180,23 @@ def test_where_writing_fails_it_is_not_tried_again(tmp_path, written, monkeypatc
 
 
 @pytest.mark.usefixtures("_held")
+def test_a_training_that_diverged_says_what_could_not_be_saved(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    save_few(run.checkpoints, 1)
+    run.checkpoints._epochs.wait()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=4000))
+    save_few(run.checkpoints, 3)
+    lost = np.array([np.nan])
+    given = {"epoch": 4, "step": 40, "learning_rate": 1e-3, "seconds": 1, "training_seconds": 1}
+    with pytest.raises(TrainingDiverged) as stop:
+        metrics_of_epoch(Sums(1.0, 1, 1), lost, lost, run, **given)
+    assert "could not be written" in str(stop.value)
+    assert "No space left" in str(stop.value)
+    assert "The last good checkpoint is that of epoch 1." in str(stop.value)
+
+
+@pytest.mark.usefixtures("_held")
 def test_nothing_is_written_after_what_failed_in_an_unforeseen_way(tmp_path, written, monkeypatch):
     def fail(array):
         raise MemoryError("no room")
@@ -178,23 +211,79 @@ def test_nothing_is_written_after_what_failed_in_an_unforeseen_way(tmp_path, wri
 
 
 @pytest.mark.usefixtures("_held")
-def test_waiting_that_is_interrupted_loses_nothing(tmp_path, written, monkeypatch):
-    def interrupt(futures):
-        monkeypatch.undo()
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("fails", [False, True])
+def test_waiting_that_is_interrupted_loses_nothing(tmp_path, written, monkeypatch, fails):
+    """Nor is it forgotten that what was waited for has failed."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            shutil, "disk_usage", lambda folder: usage._replace(free=4000) if fails else usage
+        )
+        save_few(checkpoints, 3)
+        assert checkpoints._epochs._saving
+        wait([checkpoints._epochs._saving])
+        patched.setattr(checkpoint_store, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.wait()
+    with pytest.raises(RunError, match="No space left") if fails else nullcontext():
+        checkpoints.close()
+    assert checkpoints.epochs() == ([] if fails else [2, 3])
 
+
+def interrupt(futures):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("_held")
+def test_closing_that_is_interrupted_is_done_once_more(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     save_few(checkpoints, 3)
-    monkeypatch.setattr(checkpoint_store, "wait", interrupt)
+    plain = checkpoint_store.wait
+
+    def once(futures):
+        monkeypatch.setattr(checkpoint_store, "wait", plain)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_store, "wait", once)
+    closing = checkpoints.closed_at_end()
+    closing.__enter__()
     with pytest.raises(KeyboardInterrupt):
-        checkpoints.wait()
-    checkpoints.close()
+        closing.__exit__(None, None, None)
     assert checkpoints.epochs() == [2, 3]
 
 
-def test_a_second_passes_between_two_that_are_written(tmp_path, written, monkeypatch):
-    clock = [100.0]
-    monkeypatch.setattr(checkpoints_module.time, "monotonic", lambda: clock[0])
+def test_a_slow_epoch_after_quick_ones_is_written_at_once(tmp_path, written, clock):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    save_few(checkpoints, 4)
+    assert written == [1]
+    clock[0] += 1.5
+    checkpoints.save_epoch(after(*(metrics(n, 0.5) for n in range(1, 6))), state(5))
+    assert written == [1, 4, 5]
+    checkpoints.close()
+
+
+def test_a_run_that_was_lost_keeps_the_checkpoints_of_others(tmp_path):
+    """Of a process that took it over and has other epochs."""
+    lost = []
+
+    def check():
+        if lost:
+            raise RunError("taken over")
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints", check)
+    save_few(checkpoints, 1)
+    checkpoints.wait()
+    lost.append(True)
+    for number in (7, 8, 9):
+        checkpoints._epochs.path(number).mkdir()
+    checkpoints.close()
+    assert checkpoints.epochs() == [1, 7, 8, 9]
+    with pytest.raises(RunError, match="taken over"):
+        checkpoints.drop_unfinished()
+
+
+def test_a_second_passes_between_two_that_are_written(tmp_path, written, clock):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     history: list[EpochMetrics] = []
     for epoch in range(1, 11):  # 0.3 s each

@@ -14,9 +14,11 @@ import pytest
 from training_runs import After, Recorder, latest, timed
 
 from vgg_jax import sweep
-from vgg_jax.errors import TrainingInterrupted
+from vgg_jax.errors import RunError, TrainingInterrupted
 from vgg_jax.progress import Progress
+from vgg_jax.training import checkpoints as checkpoints_module
 from vgg_jax.training import side_by_side
+from vgg_jax.training.checkpoint_store import CheckpointStore
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.run_files import RunFiles
 from vgg_jax.training.side_by_side import StackedSteps, wins_side_by_side
@@ -160,6 +162,29 @@ def test_one_that_is_complete_stays_so_whatever_becomes_of_the_others(given, tmp
     assert saved[-1] == len(done.run.history)  # not held while the others go on
     states = [RunFiles(outcome.run.path).read_state() for outcome in (done, failed)]
     assert [state and state.state for state in states] == ["done", "failed"]
+
+
+@pytest.mark.parametrize("early_stop", [None, 1])
+def test_one_that_cannot_be_saved_fails_alone(given, tmp_path, monkeypatch, early_stop):
+    """One that ended early is not called done, nor are others that are complete called failed."""
+    monkeypatch.setattr(checkpoints_module, "_SECONDS_BETWEEN", 3600.0)
+    write = CheckpointStore._write
+
+    def failing(store, number, *others):
+        if number > 1 and "lr1e1" in str(store.folder):
+            raise OSError("Input/output error")
+        write(store, number, *others)
+
+    monkeypatch.setattr(CheckpointStore, "_write", failing)
+    given |= {"epochs": 8, "early_stop": early_stop, "learning_rate": [1e-2, 10.0, 1e-3]}
+    with pytest.raises(RunError, match="Input/output error"):
+        sweep(**given, run=str(tmp_path / "sweep"))
+    names = ("lr1e-2", "lr1e1", "lr1e-3")
+    states = [RunFiles(tmp_path / "sweep" / name).read_state() for name in names]
+    assert states[1]
+    assert states[1].state == "failed"
+    if not early_stop:
+        assert [state and state.state for state in states] == ["done", "failed", "done"]
 
 
 def test_each_stops_early_by_itself(given, tmp_path, stacked):

@@ -8,18 +8,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
-from vgg_jax.errors import RunError, TrainingDiverged
+from vgg_jax.errors import RunError
 from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.checkpoint_store import Arrays, CheckpointStore
 from vgg_jax.training.position import Position
+from vgg_jax.training.state_arrays import arrays_of
+from vgg_jax.weights.metadata import first_line
 
 if TYPE_CHECKING:  # it brings Optax, which a prediction does without
     from vgg_jax.training.steps import TrainState
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # it brings Optax, which a prediction does without
 Which = Literal["best", "latest"]
 _ITEMS = ("trained", "optimizer")
 _SECONDS_BETWEEN = 1.0  # the checkpoints of two epochs; writing a small one takes 0.05
-_MOST_HELD_BYTES = 200_000_000  # of an epoch
+_MOST_HELD_BYTES = 50_000_000  # of an epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,28 +84,31 @@ class Checkpoints:
         self._unfinished = CheckpointStore(folder / "unfinished", "step")
         self._position: Position | None = None  # of the training that goes on here
         self._held: dict[int, _Saved] = {}  # epochs that are not written yet, ascending
-        self._written = -math.inf  # when the last epoch began to be
+        self._asked = self._written = -math.inf  # when the last epoch came, and began to be written
 
     def save_epoch(self, position: Position, state: TrainState) -> None:
         """Hold the state after an epoch, and write the first that is held if it is time to.
 
-        That goes on in the background. Large ones wait for the one before.
+        That goes on in the background. Large ones, and those that took a second, are written now,
+        and wait for the one before.
 
         Raises:
             RunError: If one before could not be written, for instance because the disk is full.
             TrainingDiverged: If a value is not finite.
         """
-        saved = _Saved(position, _arrays(state))
+        saved = _Saved(position, arrays_of(state))
         self._position = position
         others = [*self.epochs(), *self._held]
         # One of them may be written before this one, and then needs its best.
         stay = {max(others), _best(position.history, others)} if others else set()
         self._held = {epoch: held for epoch, held in self._held.items() if epoch in stay}
         self._held[position.history[-1].epoch] = saved
+        now = time.monotonic()
+        is_quick, self._asked = now - self._asked < _SECONDS_BETWEEN, now
         with self._letting_go():
-            if saved.size > _MOST_HELD_BYTES:
+            if saved.size > _MOST_HELD_BYTES or not is_quick:
                 self._write_all()
-            elif self._epochs.is_idle and time.monotonic() - self._written >= _SECONDS_BETWEEN:
+            elif now - self._written >= _SECONDS_BETWEEN and self._epochs.is_idle:
                 self._write_first()
 
     def save_unfinished(self, position: Position, state: TrainState) -> None:
@@ -119,7 +123,7 @@ class Checkpoints:
             self._epochs.wait()  # a training that goes on from within an epoch has them, too
             self._unfinished.wait()
         if position.step not in self._unfinished.numbers():  # else nothing was done since
-            self._write(self._unfinished, position.step, _Saved(position, _arrays(state)))
+            self._write(self._unfinished, position.step, _Saved(position, arrays_of(state)))
 
     def _write_first(self) -> None:
         epoch, saved = next(iter(self._held.items()))
@@ -182,12 +186,26 @@ class Checkpoints:
             finally:
                 self._unfinished.close()
 
+    @contextmanager
+    def closed_at_end(self) -> Generator[None]:
+        """Close them, whatever happens: what fails then is a note to the error at hand."""
+        try:
+            yield
+            self.close()
+        except BaseException as error:
+            try:
+                self.close()
+            except RunError as another:
+                error.add_note(str(another))
+            raise
+
     def _drop_surplus(self) -> None:
         """Delete the checkpoints that need not stay, once later ones are complete."""
         if self._position is None:
             return  # somebody else's to delete
-        epochs, steps = self.epochs(), self._unfinished.numbers()
         with suppress(RunError):  # where one cannot be deleted now, a later time will do
+            self._check_lock()
+            epochs, steps = self.epochs(), self._unfinished.numbers()
             for epoch in epochs[:-2]:
                 if epoch != _best(self._position.history, epochs):
                     self._epochs.remove(epoch)
@@ -198,8 +216,9 @@ class Checkpoints:
         """Delete the checkpoint within an epoch, for a training that does not go on from there.
 
         Raises:
-            RunError: If it cannot be deleted.
+            RunError: If it cannot be deleted, or the lock was lost.
         """
+        self._check_lock()
         for step in self._unfinished.numbers():
             self._unfinished.remove(step)
 
@@ -317,51 +336,6 @@ class Checkpoints:
         return Restored(position, arrays["trained"], arrays.get("optimizer", {}))
 
 
-def leaves_by_path(tree: Any) -> dict[str, jax.Array]:
-    """Flatten a tree into {path: leaf}."""
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def fill_leaves(tree: Any, leaves: Mapping[str, np.ndarray]) -> Any:
-    """Return a tree of the structure of `tree` with the leaves that `leaves_by_path` would give.
-
-    Raises:
-        RunError: If the paths or shapes differ.
-    """
-    expected = {path: np.shape(leaf) for path, leaf in leaves_by_path(tree).items()}
-    given = {path: np.shape(leaf) for path, leaf in leaves.items()}
-    if expected != given:
-        different = sorted(
-            path for path in expected.keys() | given.keys() if expected.get(path) != given.get(path)
-        )
-        raise RunError(
-            "The checkpoint does not fit this configuration; these differ:"
-            f" {', '.join(different[:3])}."
-        )
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: leaves[jax.tree_util.keystr(path)], tree
-    )
-
-
-def _arrays(state: TrainState) -> dict[str, dict[str, np.ndarray]]:
-    """Copy what a step changes, because the next step takes over the buffers."""
-    arrays = {
-        "trained": {path: np.array(value) for path, value in state.trained.items()},
-        "optimizer": {
-            path: np.array(value) for path, value in leaves_by_path(state.optimizer).items()
-        },
-    }
-    for item, held in arrays.items():
-        for path, value in held.items():
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise TrainingDiverged(
-                    f"The {item} array {path!r} is no longer finite after step {int(state.step)},"
-                    " so it is not saved. The usual cause is a learning rate that is too large: try"
-                    " a tenth of it, from the checkpoint before."
-                )
-    return arrays
-
-
 def _best(history: Sequence[EpochMetrics], epochs: Sequence[int]) -> int:
     """Return the best of the epochs that have a checkpoint."""
     ranks = {metrics.epoch: metrics.rank for metrics in history if metrics.epoch in epochs}
@@ -372,8 +346,4 @@ def _set_aside(
     store: CheckpointStore, number: int, error: RunError, warn: Callable[[str], None]
 ) -> None:
     place = store.set_aside(number)
-    warn(f"{_first_line(error).rstrip('.')}. It was moved to {place}, and is not used.")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    warn(f"{first_line(error).rstrip('.')}. It was moved to {place}, and is not used.")

@@ -13,6 +13,7 @@ from vgg_jax.progress import EpochMetrics
 from vgg_jax.training.position import Sums
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import Totals
+from vgg_jax.weights.metadata import first_line
 
 _USUAL_CAUSES = (
     "Usual causes: a learning rate that is too large (try a tenth of it), or weights that do not"
@@ -106,13 +107,17 @@ def _give_up_epoch(run: RunFolder) -> str:
 
     Parameters grow before they are not finite, so that what was saved in between is of no use.
     """
-    with suppress(RunError):  # the failure at hand says more
+    unsaved = ""
+    try:
         run.checkpoints.wait()
+    except RunError as error:
+        unsaved = f"{first_line(error)}\n"
+    with suppress(RunError):  # the failure at hand says more
         run.checkpoints.drop_unfinished()
     epochs = run.checkpoints.epochs()
     if not epochs:
-        return "No epoch was completed before it, so train anew."
+        return f"{unsaved}No epoch before it was saved, so train anew."
     return (
-        f"The last good checkpoint is that of epoch {epochs[-1]}. Go on from there:"
+        f"{unsaved}The last good checkpoint is that of epoch {epochs[-1]}. Go on from there:"
         f" {run.resume_command('--override --learning-rate …')}"
     )

@@ -44,30 +44,25 @@ def fit(
     best = max((metrics.rank for metrics in position.history if metrics.epoch in saved), default=())
     frozen_before = frozen_checksums(frozen)
     try:
-        while position.epoch <= limits.epochs:
-            if limits.early_stop and position.early_stopping.epochs_since >= limits.early_stop:
-                progress.note(
-                    f"Stopped: validation loss has not improved for {limits.early_stop} epochs."
-                )
-                break
-            epoch = Epoch(steps, feed, run, mesh, limits, position, progress)
-            state, metrics = epoch.run(state, learning_rate)
-            position = position.after(metrics)
-            run.save_epoch(position, state)
-            progress.epoch_done(metrics, metrics.rank > best)
-            best = max(best, metrics.rank)
-        check_frozen(frozen_before, frozen_checksums(frozen))
-        run.checkpoints.close()
-    except BaseException as error:
-        # However it ends: what was saved is finished before the process is.
-        try:
-            run.checkpoints.close()
-        except RunError as another:
-            error.add_note(str(another))
-        if isinstance(error, RunError):
-            run.lock.check()  # that the run is gone says more than what could not be written
-        if isinstance(error, TrainingInterrupted):
+        with run.checkpoints.closed_at_end():
+            while position.epoch <= limits.epochs:
+                if limits.early_stop and position.early_stopping.epochs_since >= limits.early_stop:
+                    progress.note(
+                        f"Stopped: validation loss has not improved for {limits.early_stop} epochs."
+                    )
+                    break
+                epoch = Epoch(steps, feed, run, mesh, limits, position, progress)
+                state, metrics = epoch.run(state, learning_rate)
+                position = position.after(metrics)
+                run.save_epoch(position, state)
+                progress.epoch_done(metrics, metrics.rank > best)
+                best = max(best, metrics.rank)
             check_frozen(frozen_before, frozen_checksums(frozen))
+    except RunError:
+        run.lock.check()  # that the run is gone says more than what could not be written
+        raise
+    except TrainingInterrupted:
+        check_frozen(frozen_before, frozen_checksums(frozen))
         raise
     finally:
         progress.close()

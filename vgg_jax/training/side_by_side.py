@@ -9,7 +9,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgg_jax.errors import TrainingDiverged, TrainingInterrupted
+from vgg_jax.errors import RunError, TrainingDiverged, TrainingInterrupted
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.progress import Progress
 from vgg_jax.training.chunks import convolves
@@ -104,7 +104,7 @@ class Lane:
     def __enter__(self) -> Self:
         """Record in the run that it is trained."""
         self._training.enter_context(self._run.training())
-        self._training.enter_context(closing(self._run.checkpoints))
+        self._training.enter_context(self._run.checkpoints.closed_at_end())
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -138,7 +138,7 @@ class Lane:
             seconds: The candidate's share of the time of the epoch.
             training_seconds: Its share of the time spent on training.
         """
-        epoch = self._position.epoch
+        epoch, ends = self._position.epoch, True
         try:
             metrics = metrics_of_epoch(
                 sums_of_epoch(totals, epoch, limits.on_nan, self._run),
@@ -154,11 +154,20 @@ class Lane:
             self._position = self._position.after(metrics)
             self._run.save_epoch(self._position, state)
             since = self._position.early_stopping.epochs_since
-            self.runs_on = not (limits.early_stop and since >= limits.early_stop)
+            ends = bool(limits.early_stop and since >= limits.early_stop)
         except TrainingDiverged as error:
-            self.failure, self.runs_on = error, False
-        if not self.runs_on:
-            self._run.checkpoints.wait()  # the others may go on for long
+            self.failure = error
+        if ends:
+            self.end()  # the others may go on for long
+
+    def end(self) -> None:
+        """Take note that there are no more epochs, once those that were are saved.
+
+        Raises:
+            RunError: If they cannot be.
+        """
+        self._run.checkpoints.wait()
+        self.runs_on = False
 
 
 def fit_side_by_side(
@@ -220,6 +229,14 @@ def fit_side_by_side(
                     training_seconds=training_seconds / running,
                 )
     check_frozen(frozen_before, frozen_checksums(frozen))
+    failures: list[RunError] = []
+    for lane in lanes:
+        try:
+            lane.end()
+        except RunError as error:  # nothing to the others
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 def _stop_if_asked(limits: Limits, epoch: int) -> None:

@@ -115,7 +115,8 @@ class Plan:
 def plan(config: TrainConfig, progress: Progress) -> Plan:
     """Find out what a training will take: compile its programs, and try them on a few batches.
 
-    No run is made, and nothing is left but compiled programs.
+    No run is made, and nothing is left but compiled programs. What this process has compiled is
+    taken out of its memory, though not off the disk.
 
     Raises:
         VggJaxError: If the options, the data or the weights cannot be used.

@@ -17,7 +17,7 @@ from vgg_jax.model.freezing import label_parameters, split_parameters, train_onl
 from vgg_jax.model.pieces import on_one_cpu
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
-from vgg_jax.training.checkpoints import Restored, fill_leaves
+from vgg_jax.training.checkpoints import Restored
 from vgg_jax.training.chunks import most_batches
 from vgg_jax.training.epoch import Feed, Limits
 from vgg_jax.training.interruption import Interruption
@@ -25,6 +25,7 @@ from vgg_jax.training.loop import fit
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
+from vgg_jax.training.state_arrays import fill_leaves
 from vgg_jax.training.steps import Hyperparameters, Steps, TrainState, data_mesh, replicate
 from vgg_jax.workflows.feed import Source
 from vgg_jax.workflows.load import checked
