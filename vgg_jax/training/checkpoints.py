@@ -6,7 +6,6 @@ Only what is trained is held; the frozen part is the backbone's, which the run r
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -68,7 +67,7 @@ class Checkpoints:
     Epochs of a fraction of a second are not all written, since that would take longer than they do:
     those that would be kept are held, one is written every second, and the others at the end. They
     are written in their order, so that whatever is on the disk, its best epoch is there, too. Large
-    ones are all written.
+    ones are all written, and so are those that took a second.
     """
 
     def __init__(self, folder: Path, check_lock: Callable[[], None] = lambda: None) -> None:
@@ -84,13 +83,15 @@ class Checkpoints:
         self._unfinished = CheckpointStore(folder / "unfinished", "step")
         self._position: Position | None = None  # of the training that goes on here
         self._held: dict[int, _Saved] = {}  # epochs that are not written yet, ascending
-        self._asked = self._written = -math.inf  # when the last epoch came, and began to be written
+        self._asked: float | None = None  # when the last epoch came
+        self._written = 0.0  # when the last one of those that are held began to be
 
     def save_epoch(self, position: Position, state: TrainState) -> None:
         """Hold the state after an epoch, and write the first that is held if it is time to.
 
         That goes on in the background. Large ones, and those that took a second, are written now,
-        and wait for the one before.
+        and wait for the one before. The first of these that is small is waited for: it may have
+        computed what later ones find there, and writing would slow several of them.
 
         Raises:
             RunError: If one before could not be written, for instance because the disk is full.
@@ -103,11 +104,18 @@ class Checkpoints:
         stay = {max(others), _best(position.history, others)} if others else set()
         self._held = {epoch: held for epoch, held in self._held.items() if epoch in stay}
         self._held[position.history[-1].epoch] = saved
-        now = time.monotonic()
-        is_quick, self._asked = now - self._asked < _SECONDS_BETWEEN, now
+        now, before = time.monotonic(), self._asked
+        if before is None:  # the first of this process
+            seconds, self._written = position.history[-1].seconds, now
+        else:
+            seconds = now - before
+        self._asked = now
+        is_large = saved.size > _MOST_HELD_BYTES
         with self._letting_go():
-            if saved.size > _MOST_HELD_BYTES or not is_quick:
+            if is_large or seconds >= _SECONDS_BETWEEN:
                 self._write_all()
+                if before is None and not is_large:
+                    self._epochs.wait()
             elif now - self._written >= _SECONDS_BETWEEN and self._epochs.is_idle:
                 self._write_first()
 
