@@ -37,7 +37,12 @@ def set_arithmetic(
     """
     if on_one_cpu:
         least = 0 if gradient and precision == "float32" else _LEAST_TOGETHER
-        convolve = partial(convolve_3x3, least_together=least, products=precision)
+        convolve = partial(
+            convolve_3x3,
+            least_together=least,
+            products=precision,
+            as_float32=not _multiplies_bfloat16(),
+        )
         backbone.set_attributes(conv_general_dilated=convolve)
     elif precision == "bfloat16":
         backbone.set_attributes(dtype=jnp.bfloat16)
@@ -47,8 +52,12 @@ def gains_from_bfloat16() -> bool:
     """Return False on CPUs known to be no faster with it, and where they are several devices."""
     if jax.default_backend() != "cpu":
         return True
-    if jax.device_count() > 1:  # XLA's own convolutions do not use these instructions
-        return False
+    # XLA's own convolutions, those of several devices, do not use these instructions.
+    return jax.device_count() == 1 and _multiplies_bfloat16()
+
+
+def _multiplies_bfloat16() -> bool:
+    """Return False on CPUs whose products of bfloat16 are known to be no faster than float32's."""
     try:
         text = _CPUINFO.read_text(encoding="utf-8")
     except OSError:  # not on this system

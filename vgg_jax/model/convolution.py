@@ -7,6 +7,7 @@ Networks, 2015, https://arxiv.org/abs/1509.09308. Its gradients are of the same 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from vgg_jax.config import Precision
 # Of images, and of output. With fewer it does not win: sums take as long as products.
 LEAST_CHANNELS = 64
 _Row = Sequence[jax.Array]
+_Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def convolve_3x3(
@@ -27,6 +29,7 @@ def convolve_3x3(
     *,
     least_together: int = 0,
     products: Precision = "float32",
+    as_float32: bool = False,
     **options: Any,
 ) -> jax.Array:
     """Do what `jax.lax.conv_general_dilated` does, in less time on a CPU.
@@ -43,24 +46,25 @@ def convolve_3x3(
         least_together: Of c and C together.
         products: What is multiplied is rounded to this, and added up in float32. With bfloat16 it
             agrees to 1e-2, and takes CPUs with instructions for that half the time again.
+        as_float32: Whether what was rounded to bfloat16 is multiplied as float32: the same
+            products, and in less time where a CPU has no such instructions.
         **options: Of that function; there is no dilation, and one group.
 
     Returns:
         `[B, H, W, C]`, float32.
     """
     channels, filters = kernel.shape[-2:]
+    rounded_product = partial(_rounded_product, as_float32)
     if min(channels, filters) >= LEAST_CHANNELS:
         if channels + filters >= least_together:
-            product = jnp.matmul if products == "float32" else _rounded_product
+            product = jnp.matmul if products == "float32" else rounded_product
             return _winograd(images, kernel, product)
         if products == "bfloat16":
-            return _one_product(images, kernel)
+            return _one_product(images, kernel, rounded_product)
     return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
 
-def _winograd(
-    images: jax.Array, kernel: jax.Array, product: Callable[[jax.Array, jax.Array], jax.Array]
-) -> jax.Array:
+def _winograd(images: jax.Array, kernel: jax.Array, product: _Product) -> jax.Array:
     """Convolve by 16 products, of all tiles of 4 x 4 inputs, each for 2 x 2 outputs."""
     count, height, width, channels = images.shape
     filters = kernel.shape[-1]
@@ -87,8 +91,8 @@ def _winograd(
     return joined.reshape(count, 2 * rows, 2 * columns, filters)[:, :height, :width]
 
 
-def _one_product(images: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve by one product in bfloat16, of three columns each, for the kernel's three rows.
+def _one_product(images: jax.Array, kernel: jax.Array, product: _Product) -> jax.Array:
+    """Convolve by one product, of three columns each, for the kernel's three rows.
 
     It takes nine fourths of Winograd's multiplications, but fewer sums.
     """
@@ -97,7 +101,7 @@ def _one_product(images: jax.Array, kernel: jax.Array) -> jax.Array:
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     columns = jnp.stack([padded[:, :, j : j + width] for j in range(3)], axis=3)
     weights = kernel.transpose(1, 2, 0, 3).reshape(3 * channels, 3 * filters)
-    products = _rounded_product(columns.reshape(-1, 3 * channels), weights)
+    products = product(columns.reshape(-1, 3 * channels), weights)
     rows = products.reshape(count, height + 2, width, 3, filters)
     return rows[:, :height, :, 0] + rows[:, 1:-1, :, 1] + rows[:, 2:, :, 2]
 
@@ -121,22 +125,30 @@ def _of_outputs(x: _Row) -> _Row:
     return x[0] + x[1] + x[2], x[1] - x[2] - x[3]
 
 
-@jax.custom_vjp
-def _rounded_product(a: jax.Array, b: jax.Array) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rounded_product(as_float32: bool, a: jax.Array, b: jax.Array) -> jax.Array:
     """Multiply matrices of float32, rounded to bfloat16; in the gradients they are, too."""
-    return _product_of_rounded(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16))
+    return _product_of_rounded(_rounded(a, as_float32), _rounded(b, as_float32))
 
 
-def _with_residuals(a: jax.Array, b: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    rounded = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
+def _rounded(matrix: jax.Array, as_float32: bool) -> jax.Array:
+    if as_float32:
+        return jax.lax.reduce_precision(matrix, exponent_bits=8, mantissa_bits=7)
+    return matrix.astype(jnp.bfloat16)
+
+
+def _with_residuals(
+    as_float32: bool, a: jax.Array, b: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    rounded = _rounded(a, as_float32), _rounded(b, as_float32)
     return _product_of_rounded(*rounded), rounded
 
 
 def _gradients(
-    residuals: tuple[jax.Array, jax.Array], of_product: jax.Array
+    as_float32: bool, residuals: tuple[jax.Array, jax.Array], of_product: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     a, b = residuals
-    rounded = of_product.astype(jnp.bfloat16)
+    rounded = _rounded(of_product, as_float32)
     return (
         _product_of_rounded(rounded, _transposed(b)),
         _product_of_rounded(_transposed(a), rounded),

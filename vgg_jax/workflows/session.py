@@ -36,8 +36,8 @@ _KERAS_BINARY_WARNING = (
     " accuracy here is the share of pictures classified right."
 )
 _NO_BFLOAT16_WARNING = (
-    "--precision bfloat16 rounds what is multiplied, but gains nothing here, or loses time: among"
-    " CPUs it takes one with AMX (Intel's newer Xeons), as one device."
+    "--precision bfloat16 rounds what is multiplied, but gains no time here: among CPUs it takes"
+    " one with AMX (Intel's newer Xeons), as one device."
 )
 
 
