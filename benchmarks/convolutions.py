@@ -73,7 +73,7 @@ def measure_frozen() -> None:
 
     from vgg_jax.heap import keep_freed_memory
     from vgg_jax.layers import LAYERS
-    from vgg_jax.model.arithmetic import set_arithmetic
+    from vgg_jax.model.arithmetic import multiplies_bfloat16, set_arithmetic
     from vgg_jax.model.convolution import convolve_3x3
     from vgg_jax.model.pieces import map_in_pieces, run_piece
     from vgg_jax.workflows.backbone import open_backbone
@@ -103,7 +103,8 @@ def measure_frozen() -> None:
         network.set_attributes(conv_general_dilated=convolve)
         return map_in_pieces(partial(network.run, start=layer, stop=stop), images)
 
-    rounded = partial(convolve_3x3, products="bfloat16")
+    as_float32 = not multiplies_bfloat16()
+    rounded = partial(convolve_3x3, products="bfloat16", as_float32=as_float32)
     convolves = {
         "plain": jax.lax.conv_general_dilated,
         "float32": convolve_3x3,

@@ -54,13 +54,14 @@ def gradients(convolve, images, kernel, of_output):
 
 
 ROUNDED = partial(convolve_3x3, products="bfloat16")
+AS_FLOAT32 = partial(ROUNDED, as_float32=True)
 
 
-@pytest.mark.parametrize("as_float32", [False, True])
-def test_in_bfloat16_only_rounding_differs(as_float32):
+@pytest.mark.parametrize("winograd", [ROUNDED, AS_FLOAT32], ids=["bfloat16", "float32"])
+def test_in_bfloat16_only_rounding_differs(winograd):
     shapes = (2, 7, 6, 64), (3, 3, 64, 80), (2, 7, 6, 80)
     drawn = [draw(*shape) for shape in shapes]
-    winograd = partial(ROUNDED, as_float32=as_float32)
+    as_float32 = winograd is AS_FLOAT32
     one_product = partial(winograd, least_together=145)
     for convolve, count in ((convolve_3x3, 0), (winograd, 3 * 16), (one_product, 3)):
         text = jax.jit(partial(gradients, convolve)).lower(*drawn).as_text()
@@ -70,7 +71,7 @@ def test_in_bfloat16_only_rounding_differs(as_float32):
         assert len(of_bfloat16) == (0 if as_float32 else count)
         assert ("reduce_precision" in text) == (as_float32 and count > 0)
     for rounded in (winograd, one_product):
-        exact, found = gradients(convolve_3x3, *drawn), gradients(rounded, *drawn)
+        exact, found = gradients(convolve_3x3, *drawn), jax.jit(partial(gradients, rounded))(*drawn)
         for one, other in zip(exact, found, strict=True):
             assert other.dtype == np.float32
             difference = np.abs(other - one).max() / np.abs(one).max()
@@ -97,7 +98,8 @@ def test_it_takes_half_the_multiplications_where_that_wins():
 
 def test_a_picture_has_the_same_bits_in_each_place():
     images, kernel = draw(4, 7, 7, 256), draw(3, 3, 256, 96)
-    for convolve in (convolve_3x3, ROUNDED, partial(ROUNDED, least_together=513)):
+    one_products = [partial(each, least_together=513) for each in (ROUNDED, AS_FLOAT32)]
+    for convolve in (convolve_3x3, ROUNDED, AS_FLOAT32, *one_products):
         outputs = convolve(images, kernel, (1, 1), "SAME", **NUMBERS)
         turned = convolve(images[::-1], kernel, (1, 1), "SAME", **NUMBERS)
         np.testing.assert_array_equal(turned[::-1], outputs)
@@ -105,7 +107,12 @@ def test_a_picture_has_the_same_bits_in_each_place():
 
 @pytest.mark.parametrize(
     ("fast", "tolerance"),
-    [(convolve_3x3, 1e-5), (ROUNDED, 2e-2), (partial(ROUNDED, least_together=129), 2e-2)],
+    [
+        (convolve_3x3, 1e-5),
+        (ROUNDED, 2e-2),
+        (partial(ROUNDED, least_together=129), 2e-2),
+        (AS_FLOAT32, 2e-2),
+    ],
 )
 def test_candidates_may_be_vmapped(fast, tolerance):
     kernels, images = draw(2, 3, 3, 64, 64), draw(3, 6, 6, 64)

@@ -110,7 +110,7 @@ def test_the_second_process_on_a_run_is_refused(options, tmp_path):
     process.communicate()
     assert before is None
     recorder = Recorder()
-    epochs = max(Checkpoints(tmp_path / "run" / "checkpoints").epochs()) + 1
+    epochs = max(Checkpoints(tmp_path / "run" / "checkpoints").epochs(), default=0) + 1
     train(run=str(tmp_path / "run"), resume=True, epochs=epochs, progress=recorder)
     assert any(f"left by process {process.pid}" in note for note in recorder.notes)
 

@@ -41,7 +41,7 @@ def set_arithmetic(
             convolve_3x3,
             least_together=least,
             products=precision,
-            as_float32=not _multiplies_bfloat16(),
+            as_float32=precision == "bfloat16" and not multiplies_bfloat16(),
         )
         backbone.set_attributes(conv_general_dilated=convolve)
     elif precision == "bfloat16":
@@ -53,10 +53,10 @@ def gains_from_bfloat16() -> bool:
     if jax.default_backend() != "cpu":
         return True
     # XLA's own convolutions, those of several devices, do not use these instructions.
-    return jax.device_count() == 1 and _multiplies_bfloat16()
+    return jax.device_count() == 1 and multiplies_bfloat16()
 
 
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
     """Return False on CPUs whose products of bfloat16 are known to be no faster than float32's."""
     try:
         text = _CPUINFO.read_text(encoding="utf-8")

@@ -149,9 +149,10 @@ def _gradients(
 ) -> tuple[jax.Array, jax.Array]:
     a, b = residuals
     rounded = _rounded(of_product, as_float32)
+    transposed = jnp.transpose if as_float32 else _transposed
     return (
-        _product_of_rounded(rounded, _transposed(b)),
-        _product_of_rounded(_transposed(a), rounded),
+        _product_of_rounded(rounded, transposed(b)),
+        _product_of_rounded(transposed(a), rounded),
     )
 
 

@@ -22,9 +22,9 @@ def run_piece(
 ) -> jax.Array:
     """Normalise the images of a piece, and apply the layers before `stop`.
 
-    Large images go through the first two blocks one by one in bfloat16, where products are so fast
-    that the memory bounds them: with four the frozen layers take a quarter longer (`bench.py --only
-    convolutions`). In float32 it makes no difference.
+    Large images go through the first two blocks one by one in bfloat16, where products may be so
+    fast that the memory bounds them: with four, frozen layers take a quarter longer on CPUs with
+    AMX (`bench.py --only convolutions`). In float32, and without AMX, it makes no difference.
 
     Args:
         backbone: Convolves as `vgg_jax.model.arithmetic` has set it up for one CPU.

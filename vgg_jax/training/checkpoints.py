@@ -83,18 +83,20 @@ class Checkpoints:
         self._unfinished = CheckpointStore(folder / "unfinished", "step")
         self._position: Position | None = None  # of the training that goes on here
         self._held: dict[int, _Saved] = {}  # epochs that are not written yet, ascending
-        self._asked: float | None = None  # when the last epoch came
-        self._written = 0.0  # when the last one of those that are held began to be
+        self._is_first = True  # the epoch that is saved next
+        # When the last epoch came, and when one that was held began to be written.
+        self._asked = self._written = time.monotonic()
 
     def save_epoch(self, position: Position, state: TrainState) -> None:
         """Hold the state after an epoch, and write the first that is held if it is time to.
 
         That goes on in the background. Large ones, and those that took a second, are written now,
-        and wait for the one before. The first of these that is small is waited for: it may have
-        computed what later ones find there, and writing would slow several of them.
+        and wait for the one before. The first epoch is waited for, unless it is large: later ones
+        may be so quick that writing it would slow several of them.
 
         Raises:
-            RunError: If one before could not be written, for instance because the disk is full.
+            RunError: If this one or one before could not be written, for instance because the disk
+                is full.
             TrainingDiverged: If a value is not finite.
         """
         saved = _Saved(position, arrays_of(state))
@@ -104,17 +106,14 @@ class Checkpoints:
         stay = {max(others), _best(position.history, others)} if others else set()
         self._held = {epoch: held for epoch, held in self._held.items() if epoch in stay}
         self._held[position.history[-1].epoch] = saved
-        now, before = time.monotonic(), self._asked
-        if before is None:  # the first of this process
-            seconds, self._written = position.history[-1].seconds, now
-        else:
-            seconds = now - before
-        self._asked = now
+        now = time.monotonic()
+        is_slow, self._asked = now - self._asked >= _SECONDS_BETWEEN, now
+        is_first, self._is_first = self._is_first, False
         is_large = saved.size > _MOST_HELD_BYTES
         with self._letting_go():
-            if is_large or seconds >= _SECONDS_BETWEEN:
+            if is_large or is_slow:
                 self._write_all()
-                if before is None and not is_large:
+                if is_first and not is_large:
                     self._epochs.wait()
             elif now - self._written >= _SECONDS_BETWEEN and self._epochs.is_idle:
                 self._write_first()
@@ -236,7 +235,7 @@ class Checkpoints:
 
     def is_empty(self) -> bool:
         """Tell whether there is nothing that a training could go on from."""
-        return not self.epochs() and not self._unfinished.numbers()
+        return not (self._held or self.epochs() or self._unfinished.numbers())
 
     def damaged(self) -> list[Path]:
         """Return the checkpoints that were set aside because they were damaged."""

@@ -23,6 +23,7 @@ import numpy as np
 from vgg_jax.compilation import processors_of_xla
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import Examples
+from vgg_jax.model.arithmetic import multiplies_bfloat16
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.plugin_packages import canonical_package
@@ -79,6 +80,7 @@ def settings_of(
         "image_size": config.image_size,
         "interpolation": config.interpolation,
         "precision": steps.precision,
+        "bfloat16_products": steps.precision == "bfloat16" and multiplies_bfloat16(),
         "features_dtype": config.features_dtype,
         # What else may compute other bits.
         "versions": {name: metadata.version(name) for name in _PACKAGES},
