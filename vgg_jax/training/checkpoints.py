@@ -91,8 +91,8 @@ class Checkpoints:
         """Hold the state after an epoch, and write the first that is held if it is time to.
 
         That goes on in the background. Large ones, and those that took a second, are written now,
-        and wait for the one before. The first epoch is waited for, unless it is large: later ones
-        may be so quick that writing it would slow several of them.
+        and wait for the one before. A small one that is the first epoch of all is waited for, too:
+        later ones may be so quick that writing it would slow several of them.
 
         Raises:
             RunError: If this one or one before could not be written, for instance because the disk
