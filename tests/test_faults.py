@@ -106,11 +106,15 @@ def test_the_second_process_on_a_run_is_refused(options, tmp_path):
     before = process.poll()
     with pytest.raises(RunError, match=f"being trained by process {process.pid} on"):
         train(run=str(tmp_path / "run"), resume=True)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    deadline = time.monotonic() + 60
+    while not checkpoints.epochs() and time.monotonic() < deadline:
+        time.sleep(0.01)  # a quick first epoch is held for a second
     process.kill()
     process.communicate()
     assert before is None
     recorder = Recorder()
-    epochs = max(Checkpoints(tmp_path / "run" / "checkpoints").epochs(), default=0) + 1
+    epochs = max(checkpoints.epochs()) + 1
     train(run=str(tmp_path / "run"), resume=True, epochs=epochs, progress=recorder)
     assert any(f"left by process {process.pid}" in note for note in recorder.notes)
 
