@@ -122,7 +122,8 @@ class Steps:
 
     Attributes:
         functional: The classifier as pure functions.
-        tx: Gives the optimizer of the trained parameters; the numbers are traced.
+        tx: Gives the optimizer of the trained parameters; the numbers are traced. See
+            `vgg_jax.training.optim.Optimizer`.
         loss: Name of the loss.
         augment: Applied to training images, or None.
         seed: Of augmentation and dropout.
