@@ -43,6 +43,7 @@ def foreseen(folder: Path, data: Path, batch_size: int) -> Iterator[dict[str, An
         took = [json.loads(line)["seconds"] for line in lines]
         expected = plan["epoch_seconds"]
         ratios = [e / t for e, t in zip(expected, took, strict=True)][:3]
+        within = sum(0.75 <= e / t <= 1.25 for e, t in zip(expected, took, strict=True))
         last = expected[-1]
         median = statistics.median(t for e, t in zip(expected, took, strict=True) if e == last)
         yield {
@@ -54,6 +55,7 @@ def foreseen(folder: Path, data: Path, batch_size: int) -> Iterator[dict[str, An
             "last_expected": round(last, 5),
             "median_taken": round(median, 5),
             "last_expected_over_median": round(last / median, 3),
+            "share_within_25_percent": round(within / len(took), 3),
             "seconds_planning": round(planning.seconds, 1),
             "memory_mb_expected": round(plan["memory_bytes"] / 1e6),
             "peak_mb": round(training.peak_mb),

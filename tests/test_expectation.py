@@ -75,6 +75,7 @@ TIMING = Timing(
     evaluate=1.0,
     starting=0.375,
     around=0.25,
+    around_second=0.5,
 )
 PROGRAMS = Programs(
     *(Program(0, 0, 0),) * 3,
@@ -99,12 +100,14 @@ def expected(options, found=None, **others):
 TRAIN, VALIDATION, AROUND, STARTING, PREFIX = 3 * (10 + 4), 2 * (9 + 1), 0.25, 0.375, 0.125
 FIRST = TRAIN + VALIDATION + AROUND + 30 * 0.5 + STARTING + PREFIX
 KEPT = 3 * 4 + 2 * 1 + AROUND
+SECOND = 0.25  # what is around the second epoch, beyond what is around others
 
 
 def test_epochs_with_kept_features_cost_the_suffix(options):
     features, epochs = expected(options)
-    assert epochs.kept == [FIRST, KEPT, KEPT, KEPT]
-    assert epochs.computed == [FIRST] + [TRAIN + VALIDATION + AROUND] * 3  # decoded pictures stay
+    assert epochs.kept == [FIRST, KEPT + SECOND, KEPT, KEPT]
+    later = TRAIN + VALIDATION + AROUND  # decoded pictures stay
+    assert epochs.computed == [FIRST, later + SECOND, later, later]
     assert features.why_not is None
     assert features.bytes == 30 * 128
     assert features.memory_bytes == 30 * 32
@@ -113,10 +116,10 @@ def test_epochs_with_kept_features_cost_the_suffix(options):
 def test_views_are_computed_one_an_epoch(options):
     features, epochs = expected(options, augment=("horizontal-flip",), views=2)
     viewed = TRAIN + 21 * 0.5 + 2 + AROUND  # a new view of the training split
-    assert epochs.kept == [FIRST, viewed, KEPT, KEPT]
+    assert epochs.kept == [FIRST, viewed + SECOND, KEPT, KEPT]
     assert features.bytes == (2 * 21 + 9) * 128
     features, epochs = expected(options, augment=("horizontal-flip",), views=9)
-    assert epochs.kept == [FIRST, *[viewed] * 3]
+    assert epochs.kept == [FIRST, viewed + SECOND, viewed, viewed]
     assert features.bytes == (4 * 21 + 9) * 128  # four epochs use four of them
 
 
@@ -133,7 +136,8 @@ def test_features_that_find_no_room_are_not_kept(options, monkeypatch):
     assert "3.8 kB" in (features.why_not or "")
     assert features.memory_bytes == 0
     assert epochs.kept is not None  # what it would be worth
-    assert epochs.computed == [FIRST, *[FIRST - STARTING - PREFIX] * 3]
+    later = FIRST - STARTING - PREFIX
+    assert epochs.computed == [FIRST, later + SECOND, later, later]
     assert expected(options)[0].why_not is None  # on disk there is room
 
 
@@ -169,7 +173,7 @@ def test_what_is_stored_is_read_into_memory_once(options):
     _, epochs = expected(options, found)
     third = (TRAIN + 21 * 0.5) / 3 + 3 * 4 * 2 / 3  # 7 of 21 pictures are computed
     first = third + 2 + 23 * 0.25 + AROUND + STARTING + PREFIX
-    assert epochs.kept == [pytest.approx(first), KEPT, KEPT, KEPT]
+    assert epochs.kept == [pytest.approx(first), KEPT + SECOND, KEPT, KEPT]
     whole = {**found, "stored": [21]}
     kept = expected(options, whole)[1].kept or []
     assert kept[0] == KEPT + 30 * 0.25 + STARTING  # without the prefix
@@ -179,7 +183,7 @@ def test_views_that_are_stored_are_read_when_their_turn_comes(options):
     found = {"stored": [21, 21], "stored_validation": 9, "reading_seconds": 0.25}
     kept = expected(options, found, augment=("horizontal-flip",), views=2)[1].kept or []
     assert kept[0] == KEPT + 30 * 0.25 + STARTING
-    assert kept[1:] == [KEPT + 21 * 0.25, KEPT, KEPT]
+    assert kept[1:] == [KEPT + 21 * 0.25 + SECOND, KEPT, KEPT]
 
 
 def test_what_is_on_disk_alone_is_read_in_every_epoch(options, monkeypatch):
@@ -190,8 +194,9 @@ def test_what_is_on_disk_alone_is_read_in_every_epoch(options, monkeypatch):
         "held_by": None,
     }
     first = KEPT + 30 * 0.25 + STARTING
-    assert expected(options, found)[1].kept == [first, *[KEPT + 30 * 0.25] * 3]
+    later = KEPT + 30 * 0.25
+    assert expected(options, found)[1].kept == [first, later + SECOND, later, later]
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # reads beside the steps
-    assert (expected(options, found)[1].kept or [])[1:] == [KEPT] * 3
+    assert (expected(options, found)[1].kept or [])[1:] == [KEPT + SECOND, KEPT, KEPT]
     found = {**found, "reading_seconds": 2.0}
-    assert (expected(options, found)[1].kept or [])[1:] == [AROUND + 60] * 3
+    assert (expected(options, found)[1].kept or [])[2:] == [AROUND + 60] * 2

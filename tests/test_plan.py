@@ -279,7 +279,7 @@ def fail(*arguments):
 
 @pytest.mark.usefixtures("own_cache")
 def test_features_of_earlier_trainings_count(options, tmp_path, monkeypatch):
-    given = {**options, "epochs": 2}
+    given = {**options, "epochs": 3}
     first = planned(given)
     assert first.features.stored == [0]
     train(**given, run=str(tmp_path / "run"))
@@ -287,9 +287,9 @@ def test_features_of_earlier_trainings_count(options, tmp_path, monkeypatch):
     assert second.features.stored == [21]
     assert second.features.stored_validation == 9
     kept = second.epochs.kept or []
-    assert kept[1] < second.epochs.computed[1]
+    assert kept[2] < second.epochs.computed[2]
     assert second.features.reading_seconds > 0
-    assert kept[0] - kept[1] > 30 * second.features.reading_seconds
+    assert kept[0] - kept[2] > 30 * second.features.reading_seconds
     with monkeypatch.context() as patched:
         patched.setattr(Memory, "place_for", lambda self, size: None)
         alone = planned(given)  # on disk: read in every epoch
@@ -308,7 +308,7 @@ def test_features_of_earlier_trainings_count(options, tmp_path, monkeypatch):
 
 def test_the_command(options):
     runner = CliRunner()
-    done = runner.invoke(app, ["plan", *flags({**options, "epochs": 3})])
+    done = runner.invoke(app, ["plan", *flags({**options, "epochs": 4})])
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
     assert lines[0] == "photos: 3 classes; 21 train, 9 validation, 9 test. Batches of 8 on 1 x cpu."
@@ -318,7 +318,8 @@ def test_the_command(options):
         "Parameters: ",
         "Memory: ",
         "Features: 2 x 2 x 32 ",
-        "2 to 3",
+        "2 ",  # which is a little slower than the next
+        "3 to 4 ",
         "all ",
     ):
         assert any(line.startswith(start) for line in lines), (start, done.stdout)

@@ -146,13 +146,13 @@ def expected_epochs(
     validation_decoded = beside(validation_computed, len(validation) * timing.decode)
     validation_kept = evaluations * timing.evaluate
 
-    around = timing.around
-    first = train_decoded + validation_decoded + around
+    around = [timing.around, timing.around_second, *[timing.around] * config.epochs]
+    first = train_decoded + validation_decoded + around[0]
     first += timing.starting + timing.prefix_starting
     stay = features.pictures_stay
-    later = around + (train_computed if "train" in stay else train_decoded)
+    later = train_computed if "train" in stay else train_decoded
     later += validation_computed if "validation" in stay else validation_decoded
-    computed = [first] + [later] * (config.epochs - 1)
+    computed = [first, *(later + around[epoch] for epoch in range(1, config.epochs))]
     if not features.can_be_kept:
         return Epochs(computed, None)
     kept: list[float] = []
@@ -170,7 +170,7 @@ def expected_epochs(
         elif is_new:  # they are brought there before the first step
             read = there + (there_validation if epoch == 0 else 0)
             seconds += read * features.reading_seconds
-        seconds += around
+        seconds += around[epoch]
         if epoch == 0:
             seconds += timing.starting
             if missing or missing_validation:  # by one prefix, although there may be two

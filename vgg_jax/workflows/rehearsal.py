@@ -22,7 +22,7 @@ from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import TrainState, replicate
 from vgg_jax.workflows.session import Session
 
-_LEAST, _MOST = 8, 300  # epochs, the first of which warms up
+_LEAST, _MOST = 8, 300  # epochs
 _IN_A_PASS = 100  # or a few more; its start and end are a part of an epoch, not of a step
 
 
@@ -64,8 +64,8 @@ def rehearse(
     steps: int,
     evaluations: int,
     epochs: int,
-) -> float:
-    """Return the median seconds of epochs that are trained and saved as a training does it.
+) -> tuple[float, float]:
+    """Train and save epochs as a training does it.
 
     Args:
         session: Of the training.
@@ -75,6 +75,10 @@ def rehearse(
         steps: Batches of training in an epoch.
         evaluations: Batches of validation in an epoch.
         epochs: How many would do; not fewer than 8 are taken, nor more than 300.
+
+    Returns:
+        Seconds of the first, which finds things as a training's second does, and the median of the
+        others.
 
     Raises:
         RunError: If what is saved, and removed at the end, cannot be written.
@@ -99,7 +103,8 @@ def rehearse(
             learning_rate=0.0,
             progress=Progress(),
         )
-        return statistics.median(epoch.seconds for epoch in run.read_metrics()[1:])
+        first, *others = (epoch.seconds for epoch in run.read_metrics())
+        return first, statistics.median(others)
 
 
 def forever(batches: Callable[[], Iterable[Inputs]]) -> Iterator[Inputs]:

@@ -50,6 +50,8 @@ class Timing:
         around: Of an epoch, beyond its batches by themselves: metrics, and how much slower they are
             while the epoch before is saved; less than 0 if they are faster in a row. Measured where
             it counts, else 0.
+        around_second: The same of the second epoch, the first of those that are alike: what it
+            needs has not been used for long, if ever.
     """
 
     decode: float
@@ -60,6 +62,7 @@ class Timing:
     evaluate: float
     starting: float
     around: float
+    around_second: float
 
 
 def measure(
@@ -130,13 +133,13 @@ def measure(
     starting += _time_first(evaluations(of_validation), evaluate)
 
     batches_alone = counts[0] * step + counts[1] * evaluate
-    around = 0.0
+    around = around_second = 0.0
     saved = sum(value.nbytes for value in jax.tree.leaves((state.trained, state.optimizer)))
     if batches_alone < _SHORT and saved < _MOST_BYTES:
         epochs = min(session.config.epochs, round(_SECONDS / batches_alone))
         try:
-            usual = rehearse(session, state, of_training, of_validation, *counts, epochs=epochs)
-            around = usual - batches_alone
+            rehearsed = rehearse(session, state, of_training, of_validation, *counts, epochs=epochs)
+            around_second, around = (seconds - batches_alone for seconds in rehearsed)
         except (RunError, TrainingError, OSError) as error:
             progress.warn(
                 "Epochs could not be rehearsed, and may take twice as long as is said:"
@@ -151,6 +154,7 @@ def measure(
         evaluate=evaluate,
         starting=starting,
         around=around,
+        around_second=around_second,
     )
 
 
