@@ -5,7 +5,6 @@ Run by bench.py, in a process of its own; the argument is a folder on the disk t
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import statistics
@@ -21,11 +20,14 @@ import numpy as np
 from convert import measure
 
 from vgg_jax.array_store import ArrayTable
+from vgg_jax.training.kept_rows import InMemory
+from vgg_jax.training.rows import DeviceRows, DiskRows
+from vgg_jax.training.steps import data_mesh
 
 HERE = Path(__file__).parent
 RUN = f"import sys; sys.path.insert(0, {str(HERE)!r}); import store; store.main()"
 SHAPE = (14, 14, 512)  # what conv5_1 gets of a picture of 224 pixels: 401,408 bytes
-ROWS, BATCH = 1250, 20
+ROWS, BATCH, ROUNDS = 1250, 20, 24
 
 
 def reading(folder: Path) -> Iterator[dict[str, Any]]:
@@ -46,16 +48,20 @@ def main() -> None:
             table.append(ids[first : first + BATCH], rows)
         table.flush()
         rates["write"] = [rate(start)]
+        drawn = [ids[i] for i in np.random.default_rng(1).permutation(ROWS)]
+        in_order = [drawn[i] for i in table.in_order(drawn)]
         files = sorted(table.folder.rglob("rows.npy"))
         ways: dict[str, Callable[[], None]] = {
             "sequential_1_mb": lambda: read_sequentially(files, 1_000_000),
             "sequential_8_mb": lambda: read_sequentially(files, 8_000_000),
-            "random_1_thread": lambda: read_at_random(table, ids, 1),
-            "random_4_threads": lambda: read_at_random(table, ids, 4),
+            "random_1_thread": lambda: read_rows(table, drawn, BATCH, 1),
+            "random_4_threads": lambda: read_rows(table, drawn, BATCH, 4),
+            "in_order_4_threads": lambda: read_rows(table, in_order, BATCH // 4, 4),
+            "into_memory": lambda: read_into_memory(table, drawn),
         }
-        # In turns and in every order: what comes first finds less memory ready for use.
-        for order in itertools.permutations(ways, len(ways)):
-            for way in order:
+        # In turns and in many orders: what comes first finds less memory ready for use.
+        for _ in range(ROUNDS):
+            for way in rng.permutation([*ways]).tolist():
                 forget(files)
                 start = time.perf_counter()
                 ways[way]()
@@ -86,11 +92,20 @@ def read_sequentially(files: list[Path], size: int) -> None:
                 pass
 
 
-def read_at_random(table: ArrayTable, ids: list[bytes], threads: int) -> None:
-    """Read all rows by batches in random order."""
-    order = np.random.default_rng(1).permutation(len(ids))
-    batches = [[ids[i] for i in order[first:][:BATCH]] for first in range(0, len(ids), BATCH)]
-    out = [np.empty((BATCH, *SHAPE), np.float32) for _ in range(threads)]
+def read_into_memory(table: ArrayTable, ids: list[bytes]) -> None:
+    """Read all rows as a training does that has room for them: in order, and into that room."""
+    names = np.frombuffer(b"".join(ids), np.uint8).reshape(ROWS, -1)
+    memory = DeviceRows(data_mesh(), ROWS, SHAPE, np.dtype("f4"))
+    with closing(InMemory(memory, lambda rows: rows, DiskRows(data_mesh(), table, names))) as kept:
+        kept.load(BATCH, BATCH)
+        if not kept.has(np.arange(ROWS)).all():
+            raise RuntimeError("A row was not read.")
+
+
+def read_rows(table: ArrayTable, ids: list[bytes], at_once: int, threads: int) -> None:
+    """Read rows, some at once."""
+    batches = [ids[first : first + at_once] for first in range(0, len(ids), at_once)]
+    out = [np.empty((at_once, *SHAPE), np.float32) for _ in range(threads)]
 
     def read(numbers: range, out: np.ndarray) -> bool:
         return all(table.read(batches[number], out).all() for number in numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from contextlib import closing
 
@@ -55,6 +56,30 @@ def test_a_row_is_written_once(tmp_path):
     folder = fill(tmp_path, 2, 1)
     (shard,) = shard_folders(folder)
     assert (shard / ROWS_FILE).stat().st_size == HEADER_BYTES + 2 * ROW_BYTES
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+@pytest.mark.parametrize(
+    ("numbers", "advice"),
+    [
+        ((3, 1, 4, 2), [(0, 0, "SEQUENTIAL")]),  # one after the other in the file
+        ((5, 2), [(1, 1, "WILLNEED"), (4, 1, "WILLNEED")]),
+        ((3,), [(2, 1, "WILLNEED")]),
+    ],
+)
+def test_the_system_is_told_what_will_be_read(tmp_path, monkeypatch, numbers, advice):
+    fill(tmp_path, 1, 2, 3, 4, 5)
+    told = []
+    names = {os.POSIX_FADV_SEQUENTIAL: "SEQUENTIAL", os.POSIX_FADV_WILLNEED: "WILLNEED"}
+
+    def advise(file: int, start: int, count: int, how: int) -> None:
+        row = max(start - HEADER_BYTES, 0) // ROW_BYTES
+        told.append((row, count // ROW_BYTES, names[how]))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    with closing(open_table(tmp_path)) as table:
+        assert numbers_read(table, *numbers) == {*numbers}
+    assert told == advice
 
 
 def test_numpy_reads_the_files(tmp_path):

@@ -120,10 +120,33 @@ def test_a_row_that_is_lost_is_told_when_it_is_read_and_can_be_put_anew(spoilt):
 def test_memory_is_filled_from_the_disk_but_for_what_is_lost(spoilt):
     memory = HostRows(data_mesh(), COUNT, (3,), FLOAT)
     with closing(InMemory(memory, mean, on_disk(spoilt))) as kept:
-        kept.load(COUNT, batch_size=3, rows=4)
+        kept.load(batch_size=3, rows=4)
         assert kept.has(ALL).sum() == COUNT - 1
         there = np.flatnonzero(kept.has(ALL))
         np.testing.assert_allclose(rows_of(kept, there), ROWS[there].mean(1), rtol=1e-6)
+
+
+def test_memory_is_filled_in_the_order_in_which_rows_lie_on_the_disk(tmp_path, monkeypatch):
+    """One after the other, whatever was there before them, and however the examples are sorted."""
+    written = np.array([5, 0, 2, 6, 1, 4])
+    for number, positions in enumerate((written[:4], written[4:])):
+        with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
+            assert len([*tmp_path.rglob(ROWS_FILE)]) == number  # a shard each
+            rows.put(positions, batch(positions))
+    read: list[np.ndarray] = []
+    get = DiskRows.get
+    monkeypatch.setattr(
+        DiskRows, "get", lambda rows, at, count: read.append(at) or get(rows, at, count)
+    )
+    memory = HostRows(data_mesh(), COUNT, SHAPE, FLOAT)
+    with closing(open_table(tmp_path)) as table:
+        assert table.in_order([b"absent" + bytes(10), *(n.tobytes() for n in NAMES)]) == [
+            *(written + 1)
+        ]
+        with closing(InMemory(memory, lambda features: features, on_disk(table))) as kept:
+            kept.load(batch_size=4, rows=4)
+            assert np.concatenate(read).tolist() == written.tolist()
+            np.testing.assert_array_equal(rows_of(kept, np.sort(written)), ROWS[np.sort(written)])
 
 
 def test_memory_goes_on_where_the_disk_fails(tmp_path, monkeypatch):

@@ -155,7 +155,7 @@ def test_a_training_finds_what_was_compiled(options, tmp_path, others, but_for):
     ids=str,
 )
 def test_memory_is_made_ready_as_the_training_will(options, monkeypatch, others, place, counts):
-    monkeypatch.setattr(plan_module, "time_reading", lambda *arguments: 0.0)
+    monkeypatch.setattr(plan_module, "time_reading", lambda *arguments, held: 0.0)
     made: list[tuple[type, int]] = []
     for kind in (DeviceRows, HostRows):
 
@@ -176,7 +176,7 @@ def test_much_memory_is_not_made_ready(options, monkeypatch):
         counts.append(count)
         plain(self, mesh, count, *others)
 
-    monkeypatch.setattr(plan_module, "time_reading", lambda *arguments: 0.0)
+    monkeypatch.setattr(plan_module, "time_reading", lambda *arguments, held: 0.0)
     monkeypatch.setattr(timing, "_MOST_ROOM_BYTES", 1000)
     monkeypatch.setattr(DeviceRows, "__init__", making)
     planned(options, batch_size=2)
@@ -273,7 +273,7 @@ def test_batches_that_may_not_fit_are_warned_of(options, monkeypatch):
     assert "--batch-size 4" in done.stderr
 
 
-def fail(*arguments):
+def fail(*arguments, held):
     raise CacheError("gone")
 
 

@@ -140,6 +140,15 @@ class ArrayTable:
             self._wanted.add(place[0])
         return place is not None
 
+    def in_order(self, ids: Sequence[bytes]) -> list[int]:
+        """Return the numbers of those of `ids` that can be read, as their rows lie on the disk.
+
+        As for `in`, their shards are taken for asked for.
+        """
+        places = {i: self._places.get(id) for i, id in enumerate(ids) if id in self}
+        there = {i: (place[0].folder, place[1]) for i, place in places.items() if place}
+        return sorted(there, key=lambda i: there[i])
+
     def read(self, ids: Sequence[bytes], out: NDArray[Any]) -> NDArray[np.bool_]:
         """Read rows into the first places of `out`.
 

@@ -251,7 +251,7 @@ class Keeper:
             shape, dtype = self._pooled.shape[1:], self._pooled.dtype
             memory = self._place(self._mesh, count, shape, dtype)
             rows = InMemory(memory, self._steps.pool, disk, self._stop_writing)
-            rows.load(count, features.batch_size, features.rows)
+            rows.load(features.batch_size, features.rows)
         if not self._writes:
             rows.stop_writing()
         return rows

@@ -129,6 +129,10 @@ class DiskRows:
             for name in itertools.takewhile(self.table.__contains__, [*self._fresh]):
                 del self._fresh[name]
 
+    def in_order(self) -> np.ndarray:
+        """Return the positions `[n]` of the rows that the table has, as they lie on the disk."""
+        return np.array(self.table.in_order(self._names), int)
+
     def stop_writing(self) -> None:
         """From now on keep what is put until it is got, once, and give what the table has."""
         self._writes = False
@@ -195,6 +199,8 @@ class DiskRows:
 
     def _read(self, found: np.ndarray, where: list[int], names: list[bytes]) -> bool:
         """Read rows, each to its place; tells whether all could be read."""
+        if where and where[-1] - where[0] < len(where):  # side by side
+            return bool(self.table.read(names, found[where[0] : where[-1] + 1]).all())
         places = zip(where, names, strict=True)
         return all(self.table.read([name], found[i : i + 1]).all() for i, name in places)
 

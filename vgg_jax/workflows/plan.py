@@ -220,7 +220,8 @@ def _with_reading(
     if not stored[split, view]:
         return features
     try:
-        seconds = time_reading(session, data, programs, split, view)
+        held = features.held_by is not None
+        seconds = time_reading(session, data, programs, split, view, held=held)
     except CacheError as error:
         progress.warn(f"How long reading features takes is left out: {first_line(error)}")
         return features

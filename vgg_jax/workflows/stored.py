@@ -39,11 +39,26 @@ def count_stored(
 
 
 def time_reading(
-    session: Session, data: DataSet, programs: Programs, split: Split, view: View
+    session: Session,
+    data: DataSet,
+    programs: Programs,
+    split: Split,
+    view: View,
+    *,
+    held: bool,
 ) -> float:
     """Bring some of those features into memory; returns the seconds of one picture's.
 
     Where fewer than two batches are there it is 0.
+
+    Args:
+        session: Of the training.
+        data: Of the training.
+        programs: Of the training.
+        split: Whose features.
+        view: Of which view.
+        held: Whether they stay in memory, so that they are read as they lie on the disk; else each
+            epoch reads them in another order.
 
     Raises:
         CacheError: If they cannot be read.
@@ -57,6 +72,8 @@ def time_reading(
     most = min(_MOST_ROWS, _MOST_BYTES // (features.size * features.dtype.itemsize))
     with closing(table):
         names = _names_in(table, data, split, view)
+        if held:
+            names = names[table.in_order([name.tobytes() for name in names])]
         batches = min(max(most // batch_size, 2), len(names) // batch_size - 1)
         if batches < 1:
             return 0.0
@@ -67,7 +84,7 @@ def time_reading(
             begun = time.perf_counter()  # a start is measured elsewhere
             disk = DiskRows(session.mesh, table, few)
             with closing(InMemory(memory, session.steps.pool, disk)) as kept:
-                kept.load(len(few), batch_size, rows)
+                kept.load(batch_size, rows)
                 jax.block_until_ready(kept.get(np.arange(1), rows))
             seconds = time.perf_counter() - begun
     return seconds / count
