@@ -15,11 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from vgg_jax import train
-from vgg_jax.demo.pictures import PATTERNS, draw
+from vgg_jax.demo.pictures import write_pictures
 
 WAYS: dict[str, dict[str, Any]] = {
     "no augmentation": {"features": "memory"},
@@ -41,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "data")
-        draw_pictures(data, {"train": args.pictures, "validation": 20, "test": 60})
+        write_pictures(data, {"train": args.pictures, "validation": 20, "test": 60}, SEED)
         for number, (name, options) in enumerate(WAYS.items()):
             accuracies: list[float] = []
             for seed in range(args.seeds):
@@ -63,17 +60,6 @@ def main() -> None:
                 "test_accuracy_by_seed": accuracies,
             }
             print(json.dumps(result), flush=True)
-
-
-def draw_pictures(folder: Path, counts: dict[str, int]) -> None:
-    """Write class folders with so many pictures of each class in each split."""
-    for split_number, (split, count) in enumerate(counts.items()):
-        for class_number, (name, pattern) in enumerate(PATTERNS.items()):
-            place = folder / split / name
-            place.mkdir(parents=True)
-            for number in range(count):
-                rng = np.random.default_rng([SEED, split_number, class_number, number])
-                Image.fromarray(draw(pattern, rng)).save(place / f"{number}.png")
 
 
 if __name__ == "__main__":

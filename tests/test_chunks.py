@@ -210,7 +210,6 @@ def test_nothing_is_compiled_after_the_first_epoch(options, tmp_path, caplog, la
             super().epoch_done(metrics, best)
             logging.getLogger("jax").warning("Epoch done")
 
-    jax.clear_caches()
     given = {**options, **head, "epochs": 3, "features": "off" if later else "memory"}
     with jax.log_compiles(True), caplog.at_level(logging.WARNING):
         train(**given, run=str(tmp_path / "run"), progress=Marking())

@@ -146,6 +146,9 @@ def test_memory_is_filled_in_the_order_in_which_rows_lie_on_the_disk(tmp_path, m
         with closing(InMemory(memory, lambda features: features, on_disk(table))) as kept:
             kept.load(batch_size=4, rows=4)
             assert np.concatenate(read).tolist() == written.tolist()
+            read.clear()
+            kept.load(batch_size=4, rows=4, order=np.array([1, 6, 0]))
+            assert np.concatenate(read).tolist() == [1, 6, 0]
             np.testing.assert_array_equal(rows_of(kept, np.sort(written)), ROWS[np.sort(written)])
 
 

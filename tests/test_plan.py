@@ -19,6 +19,7 @@ from vgg_jax.cli.app import app
 from vgg_jax.config import TrainConfig
 from vgg_jax.errors import CacheError, TrainingError
 from vgg_jax.progress import Progress, format_bytes
+from vgg_jax.training.kept_rows import InMemory
 from vgg_jax.training.room import Memory
 from vgg_jax.training.rows import DeviceRows, HostRows
 from vgg_jax.workflows import plan as plan_module
@@ -292,7 +293,10 @@ def test_features_of_earlier_trainings_count(options, tmp_path, monkeypatch):
     assert kept[0] - kept[2] > 30 * second.features.reading_seconds
     with monkeypatch.context() as patched:
         patched.setattr(Memory, "place_for", lambda self, size: None)
-        alone = planned(given)  # on disk: read in every epoch
+        load, orders = InMemory.load, []
+        patched.setattr(InMemory, "load", lambda *given: orders.append(given[3]) or load(*given))
+        alone = planned(given)  # on disk: read in every epoch, in drawn order
+    assert [order.tolist() for order in orders] != [sorted(order) for order in orders]
     assert alone.features.held_by is None
     assert alone.features.reading_seconds > 0
     with monkeypatch.context() as patched:
@@ -318,7 +322,7 @@ def test_the_command(options):
         "Parameters: ",
         "Memory: ",
         "Features: 2 x 2 x 32 ",
-        "2 ",  # which is a little slower than the next
+        "2  ",  # which is a little slower than the next
         "3 to 4 ",
         "all ",
     ):

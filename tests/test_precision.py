@@ -178,7 +178,6 @@ def test_a_processor_that_gains_nothing_is_told_and_loses_nothing(
     progress = Recorder()
     train(**{**given, "epochs": 1}, run=str(tmp_path / "run"), progress=progress)
     assert sum("--precision bfloat16" in text for text in progress.warnings) == warned
-    jax.clear_caches()  # programs of another processor
 
 
 def test_it_is_part_of_a_run(rounded):

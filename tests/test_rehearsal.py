@@ -17,6 +17,7 @@ from vgg_jax.config import TrainConfig
 from vgg_jax.errors import TrainingError
 from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.room import Memory
+from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.workflows import rehearsal, timing
 from vgg_jax.workflows.plan import plan
 from vgg_jax.workflows.rehearsal import KeptBatches, rehearse
@@ -89,6 +90,15 @@ def test_so_many_epochs_are_rehearsed(monkeypatch, wanted, taken):
     with pytest.raises(TrainingError, match="seen"):
         rehearse(session, None, batches, batches, 2, 1, wanted)  # pyright: ignore
     assert limits == [taken]
+
+
+def test_the_first_that_is_rehearsed_is_told_apart(monkeypatch):
+    monkeypatch.setattr(rehearsal, "fit", lambda *arguments, **named: None)
+    metrics = [SimpleNamespace(seconds=seconds) for seconds in (5.0, 1.0, 4.0, 2.0)]
+    monkeypatch.setattr(RunFolder, "read_metrics", lambda run: metrics)
+    batches = KeptBatches(lambda count, chunk: iter(()), [np.zeros(4, np.int32)])
+    session = SimpleNamespace(steps=None, mesh=None, config=SimpleNamespace(on_nan="stop"))
+    assert rehearse(session, None, batches, batches, 2, 1, 4) == (5.0, 2.0)  # pyright: ignore
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ from vgg_jax.augment.geometric import HorizontalFlip
 from vgg_jax.contract import BatchAugmentation
 from vgg_jax.layers import LAYERS
 from vgg_jax.model.classifier import build_classifier, make_functional
-from vgg_jax.model.freezing import label_parameters, split_parameters
+from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.training.inputs import Inputs
-from vgg_jax.training.optim import Optimizer
+from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.steps import (
     Hyperparameters,
     Steps,
@@ -59,7 +59,13 @@ def prepare(
     labels = label_parameters(parameters, boundary)
     trained, frozen = split_parameters(parameters, labels)
     numbers = Hyperparameters(jnp.float32(1e-3), jnp.float32(decay), jnp.float32(0))
-    tx = Optimizer("rmsprop", tuple(trained))
+
+    def tx(numbers):
+        optimizer = make_optimizer(
+            "rmsprop", learning_rate=numbers.learning_rate, weight_decay=numbers.weight_decay
+        )
+        return train_only(optimizer, {path: labels[path] for path in trained})
+
     state = TrainState(trained, tx(numbers).init(trained), jnp.zeros((), jnp.uint32), numbers)
     steps = Steps(functional, tx, "categorical", augment=augment, num_classes=3)
     return steps, state, frozen

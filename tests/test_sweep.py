@@ -49,6 +49,22 @@ def test_candidates_equal_trainings_by_themselves_and_share_their_features(
         assert outcome.run.path == tmp_path / "s" / name
 
 
+def test_those_that_differ_in_numbers_alone_share_their_programs(options, tmp_path):
+    given = {**options, "run": str(tmp_path / "sweep")}
+    jax.clear_caches()
+    found = sweep(
+        **{**given, "learning_rate": [1e-3, 1e-4], "weight_decay": [0, 0.1]},
+        optimizer=["adam", "sgd"],
+    )
+    assert len(found.outcomes) == 8
+    for program in (Steps.train, Steps.evaluate):
+        assert program._cache_size() == 2  # one for each optimizer  # pyright: ignore
+    for outcome in found.outcomes[:3]:
+        differs = dict(outcome.candidate.differs)
+        alone = train(**{**given, **differs, "run": str(tmp_path / outcome.candidate.name)})
+        same_run(alone.path, outcome.run.path)
+
+
 def test_a_run_of_a_sweep_is_a_run_like_any_other(options, tmp_path):
     folder = tmp_path / "sweep"
     found = sweep(**{**options, "optimizer": ["adam", "sgd"]}, run=str(folder))

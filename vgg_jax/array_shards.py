@@ -97,15 +97,16 @@ class Shard:
         except OSError:
             return [False] * len(numbers)
 
-    def _read_ahead(self, file: int, numbers: Sequence[int]) -> None:
+    def _read_ahead(self, descriptor: int, numbers: Sequence[int]) -> None:
         """Let the disk read on while a row is copied and checked."""
         if len(numbers) > 1 and [*numbers] == [*range(numbers[0], numbers[-1] + 1)]:
             # The system does better than if it were told row by row, and what it reads beyond them
             # is likely to be wanted, too.
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             return
         for number in numbers:
-            os.posix_fadvise(file, self._start(number), self._row_bytes, os.POSIX_FADV_WILLNEED)
+            start = self._start(number)
+            os.posix_fadvise(descriptor, start, self._row_bytes, os.POSIX_FADV_WILLNEED)
 
     def _read_row(self, file: BufferedReader, number: int, row: Row) -> bool:
         try:

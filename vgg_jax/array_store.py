@@ -146,7 +146,7 @@ class ArrayTable:
         As for `in`, their shards are taken for asked for.
         """
         places = {i: self._places.get(id) for i, id in enumerate(ids) if id in self}
-        there = {i: (place[0].folder, place[1]) for i, place in places.items() if place}
+        there = {i: (place[0].folder.name, place[1]) for i, place in places.items() if place}
         return sorted(there, key=lambda i: there[i])
 
     def read(self, ids: Sequence[bytes], out: NDArray[Any]) -> NDArray[np.bool_]:

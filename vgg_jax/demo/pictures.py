@@ -128,7 +128,7 @@ def ensure_demo_data(folder: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             whole = Path(scratch) / "whole"
-            _write_all(whole)
+            write_pictures(whole, EXAMPLES_PER_CLASS, SEED)
             # A rename, not shutil.move: that would put it inside a folder which has appeared.
             whole.rename(folder)
     except OSError as error:
@@ -141,12 +141,17 @@ def ensure_demo_data(folder: Path) -> Path:
     return folder
 
 
-def _write_all(folder: Path) -> None:
-    for split_number, (split, count) in enumerate(EXAMPLES_PER_CLASS.items()):
+def write_pictures(folder: Path, examples_per_class: Mapping[str, int], seed: int) -> None:
+    """Write class folders of JPEG files, so many of each class in each split.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    for split_number, (split, count) in enumerate(examples_per_class.items()):
         for class_number, (name, pattern) in enumerate(PATTERNS.items()):
             target = folder / split / name
             target.mkdir(parents=True)
             for i in range(count):
-                rng = np.random.default_rng([SEED, split_number, class_number, i])
+                rng = np.random.default_rng([seed, split_number, class_number, i])
                 path = target / f"{name}-{i:03}.jpg"
                 Image.fromarray(draw(pattern, rng)).save(path, quality=JPEG_QUALITY)

@@ -63,11 +63,15 @@ class InMemory:
         """Keep in `memory` and, if given, on `disk`; `warn` is told if that fails."""
         self._memory, self._pool, self._disk, self._warn = memory, pool, disk, warn
 
-    def load(self, batch_size: int, rows: int) -> None:
-        """Bring what is on disk into the memory, in batches."""
+    def load(self, batch_size: int, rows: int, order: np.ndarray | None = None) -> None:
+        """Bring what is on disk into the memory, in batches.
+
+        By default in the order in which it lies there, which is the fastest. Those at the positions
+        `order` must be there.
+        """
         if self._disk is None:
             return
-        stored = self._disk.in_order()  # the fastest of all orders
+        stored = self._disk.in_order() if order is None else order
         pieces = [stored[i : i + batch_size] for i in range(0, len(stored), batch_size)]
         for i, piece in enumerate(pieces):
             if i + 1 < len(pieces):

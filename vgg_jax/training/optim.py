@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import optax
 
 from vgg_jax.config import OptimizerName
-from vgg_jax.model.freezing import train_only
-from vgg_jax.training.steps import Hyperparameters
 
 SGD_MOMENTUM = 0.9
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """The optimizer of a training, its numbers left open; equal ones do the same.
-
-    Attributes:
-        name: As for `make_optimizer`.
-        trained: Paths of the parameters.
-    """
-
-    name: OptimizerName
-    trained: tuple[str, ...]
-
-    def __call__(self, numbers: Hyperparameters) -> optax.GradientTransformation:
-        """Build it with numbers, which may be traced."""
-        optimizer = make_optimizer(
-            self.name, learning_rate=numbers.learning_rate, weight_decay=numbers.weight_decay
-        )
-        return train_only(optimizer, dict.fromkeys(self.trained, "trained"))
 
 
 def make_optimizer(

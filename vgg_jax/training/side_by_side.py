@@ -42,7 +42,7 @@ _MOST_PARAMETERS_ON_CPU = 150_000  # docs/speed.md has the measurements
 _BYTES_OF_A_PARAMETER = 16  # its gradient and at most two numbers of the optimizer included
 
 
-@dataclasses.dataclass(frozen=True)  # compiled once for each `steps`
+@dataclasses.dataclass(frozen=True, eq=False)  # compiled once for each instance
 class StackedSteps:
     """The compiled programs of candidates side by side, each compiled at its first call.
 

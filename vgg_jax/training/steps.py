@@ -122,8 +122,7 @@ class Steps:
 
     Attributes:
         functional: The classifier as pure functions.
-        tx: Gives the optimizer of the trained parameters; the numbers are traced. See
-            `vgg_jax.training.optim.Optimizer`.
+        tx: Gives the optimizer of the trained parameters; the numbers are traced.
         loss: Name of the loss.
         augment: Applied to training images, or None.
         seed: Of augmentation and dropout.

@@ -44,7 +44,7 @@ from vgg_jax.training.side_by_side import (
     fit_side_by_side,
     wins_side_by_side,
 )
-from vgg_jax.training.steps import Hyperparameters
+from vgg_jax.training.steps import Hyperparameters, Steps
 from vgg_jax.workflows.announce import announce_code
 from vgg_jax.workflows.backbone import OpenedBackbone, open_backbone
 from vgg_jax.workflows.candidate_progress import CandidateProgress
@@ -115,6 +115,8 @@ class Shared:
         source: What their features are computed with.
         pools: Whether these are pooled; else each head pools for itself.
         trained: The trained parameters of each head, abstract.
+        steps: The programs of sessions so far, by head and optimizer: nothing else that candidates
+            differ in changes a program.
     """
 
     data: DataSet
@@ -122,6 +124,7 @@ class Shared:
     source: Source
     pools: bool
     trained: Mapping[str, dict[str, jax.ShapeDtypeStruct]]
+    steps: dict[tuple[str, str], Steps] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, candidates: Sequence[Candidate], progress: Progress) -> Shared:
@@ -162,7 +165,12 @@ class Shared:
             path: frozen[path] if path in frozen else jnp.copy(value)
             for path, value in parameters.items()
         }
-        return Session.start(config, functional, parameters, self.source.chain, classes)
+        alike = config.head, config.optimizer
+        session = Session.start(
+            config, functional, parameters, self.source.chain, classes, self.steps.get(alike)
+        )
+        self.steps[alike] = session.steps
+        return session
 
     def feed(self, common: Common, session: Session) -> Feed:
         """Return what gives a candidate its batches."""

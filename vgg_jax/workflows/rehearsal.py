@@ -77,8 +77,8 @@ def rehearse(
         epochs: How many would do; not fewer than 8 are taken, nor more than 300.
 
     Returns:
-        Seconds of the first, which finds things as a training's second does, and the median of the
-        others.
+        Seconds of the first, which takes longer than the others as a training's second does, and
+        the median of the others.
 
     Raises:
         RunError: If what is saved, and removed at the end, cannot be written.

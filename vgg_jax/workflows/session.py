@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from vgg_jax.augment.chain import Chain, build_chain
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.model.arithmetic import gains_from_bfloat16
 from vgg_jax.model.classifier import Functional, Parameters
-from vgg_jax.model.freezing import label_parameters, split_parameters
+from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
 from vgg_jax.model.pieces import on_one_cpu
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
@@ -21,14 +22,13 @@ from vgg_jax.training.chunks import most_batches
 from vgg_jax.training.epoch import Feed, Limits
 from vgg_jax.training.interruption import Interruption
 from vgg_jax.training.loop import fit
-from vgg_jax.training.optim import Optimizer
+from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import Position
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.state_arrays import fill_leaves
 from vgg_jax.training.steps import Hyperparameters, Steps, TrainState, data_mesh, replicate
 from vgg_jax.workflows.feed import Source
 from vgg_jax.workflows.load import checked
-from vgg_jax.workflows.shared_steps import shared
 
 _KERAS_BINARY_WARNING = (
     "loss keras-binary is binary cross-entropy on the softmax, as in the old recipe. The accuracy"
@@ -85,14 +85,26 @@ class Session:
         parameters: Parameters,
         chain: Chain,
         num_classes: int,
+        steps: Steps | None = None,
     ) -> Session:
-        """Prepare the first step, from `parameters`."""
+        """Prepare the first step, from `parameters`.
+
+        Takes `steps` from another training that differs in numbers alone; see `Hyperparameters`.
+        """
         labels = label_parameters(parameters, config.train_from)
         trained, frozen = split_parameters(parameters, labels)
-        tx = Optimizer(config.optimizer, tuple(trained))
-        steps = Steps(
+
+        def optimizer_of(hyperparameters: Hyperparameters) -> optax.GradientTransformation:
+            optimizer = make_optimizer(
+                config.optimizer,
+                learning_rate=hyperparameters.learning_rate,
+                weight_decay=hyperparameters.weight_decay,
+            )
+            return train_only(optimizer, {path: labels[path] for path in trained})
+
+        steps = steps or Steps(
             functional,
-            tx,
+            optimizer_of,
             config.loss,
             augment=chain if chain.on_device else None,
             seed=config.seed,
@@ -102,10 +114,9 @@ class Session:
             most_batches=most_batches(functional, trained, config, mixes=chain.mixes),
             on_one_cpu=on_one_cpu(),
         )
-        steps = shared(steps, chain, config)
         mesh = data_mesh()
         numbers = Hyperparameters.of(config)
-        optimizer = tx(numbers).init(trained)
+        optimizer = steps.tx(numbers).init(trained)
         state = TrainState(trained, optimizer, jnp.zeros((), jnp.uint32), numbers)
         return cls(config, steps, replicate(mesh, state), replicate(mesh, frozen), chain, mesh)
 

@@ -72,7 +72,7 @@ def time_reading(
     most = min(_MOST_ROWS, _MOST_BYTES // (features.size * features.dtype.itemsize))
     with closing(table):
         names = _names_in(table, data, split, view)
-        if held:
+        if held:  # as a training reads them, side by side
             names = names[table.in_order([name.tobytes() for name in names])]
         batches = min(max(most // batch_size, 2), len(names) // batch_size - 1)
         if batches < 1:
@@ -84,7 +84,8 @@ def time_reading(
             begun = time.perf_counter()  # a start is measured elsewhere
             disk = DiskRows(session.mesh, table, few)
             with closing(InMemory(memory, session.steps.pool, disk)) as kept:
-                kept.load(batch_size, rows)
+                order = None if held else np.random.default_rng(0).permutation(len(few))
+                kept.load(batch_size, rows, order)
                 jax.block_until_ready(kept.get(np.arange(1), rows))
             seconds = time.perf_counter() - begun
     return seconds / count

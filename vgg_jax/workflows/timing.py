@@ -50,8 +50,7 @@ class Timing:
         around: Of an epoch, beyond its batches by themselves: metrics, and how much slower they are
             while the epoch before is saved; less than 0 if they are faster in a row. Measured where
             it counts, else 0.
-        around_second: The same of the second epoch, the first of those that are alike: what it
-            needs has not been used for long, if ever.
+        around_second: The same of the second epoch, which takes longer than later ones.
     """
 
     decode: float
