@@ -133,6 +133,7 @@ def test_memory_is_filled_in_the_order_in_which_rows_lie_on_the_disk(tmp_path, m
         with closing(open_table(tmp_path)) as table, closing(on_disk(table)) as rows:
             assert len([*tmp_path.rglob(ROWS_FILE)]) == number  # a shard each
             rows.put(positions, batch(positions))
+            rows.flush()
     read: list[np.ndarray] = []
     get = DiskRows.get
     monkeypatch.setattr(

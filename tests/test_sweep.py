@@ -29,6 +29,16 @@ from vgg_jax.workflows.train import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 DIVERGES = 1e38
+HEAD = """
+from flax import nnx
+
+class Mine(nnx.Module):
+    def __init__(self, input_shape, num_classes, *, rngs):
+        self.logits = nnx.Linear(input_shape[-1], num_classes, rngs=rngs)
+
+    def __call__(self, features):
+        return self.logits(features.mean((1, 2)))
+"""
 
 
 @pytest.mark.parametrize(
@@ -59,10 +69,33 @@ def test_those_that_differ_in_numbers_alone_share_their_programs(options, tmp_pa
     assert len(found.outcomes) == 8
     for program in (Steps.train, Steps.evaluate):
         assert program._cache_size() == 2  # one for each optimizer  # pyright: ignore
-    for outcome in found.outcomes[:3]:
-        differs = dict(outcome.candidate.differs)
-        alone = train(**{**given, **differs, "run": str(tmp_path / outcome.candidate.name)})
-        same_run(alone.path, outcome.run.path)
+    compared = []
+    for outcome in found.outcomes:
+        config, name = outcome.candidate.config, outcome.candidate.name
+        if (config.learning_rate, config.weight_decay) == (1e-4, 0.1):  # not the first ones
+            differs = dict(outcome.candidate.differs)
+            same_run(
+                train(**{**given, **differs, "run": str(tmp_path / name)}).path, outcome.run.path
+            )
+            compared.append(config.optimizer)
+    assert sorted(compared) == ["adam", "sgd"]
+
+
+def test_a_head_that_is_edited_meanwhile_gets_programs_of_its_own(options, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(HEAD)
+
+    class Editing(Recorder):
+        def note(self, text):
+            if text.startswith("lr1e-3: best epoch"):
+                file.write_text(HEAD.replace("features.mean", "2 * features.mean"))
+
+    given = {**options, "epochs": 1, "head": f"{file}#Mine"}
+    rates = {"learning_rate": [1e-3, 1e-4]}
+    found = run_sweep(candidates_of({**given, **rates}), str(tmp_path / "sweep"), Editing())
+    (second,) = [o for o in found.outcomes if o.candidate.config.learning_rate == 1e-4]
+    alone = train(**{**given, "learning_rate": 1e-4}, run=str(tmp_path / "alone"))
+    same_run(alone.path, second.run.path)
 
 
 def test_a_run_of_a_sweep_is_a_run_like_any_other(options, tmp_path):

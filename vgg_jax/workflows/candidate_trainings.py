@@ -29,6 +29,7 @@ from vgg_jax.errors import (
 from vgg_jax.model.classifier import Parameters
 from vgg_jax.model.freezing import label_parameters, split_parameters
 from vgg_jax.plugin_choices import parse_choice
+from vgg_jax.plugins import Plugin, find_plugin
 from vgg_jax.progress import Progress
 from vgg_jax.training.epoch import Feed
 from vgg_jax.training.feature_places import why_not_kept
@@ -115,8 +116,8 @@ class Shared:
         source: What their features are computed with.
         pools: Whether these are pooled; else each head pools for itself.
         trained: The trained parameters of each head, abstract.
-        steps: The programs of sessions so far, by head and optimizer: nothing else that candidates
-            differ in changes a program.
+        steps: The programs of sessions so far, by head, with its code, and optimizer: nothing else
+            that candidates differ in changes a program.
     """
 
     data: DataSet
@@ -124,7 +125,7 @@ class Shared:
     source: Source
     pools: bool
     trained: Mapping[str, dict[str, jax.ShapeDtypeStruct]]
-    steps: dict[tuple[str, str], Steps] = dataclasses.field(default_factory=dict)
+    steps: dict[tuple[Plugin, str, str], Steps] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def open(cls, candidates: Sequence[Candidate], progress: Progress) -> Shared:
@@ -157,6 +158,8 @@ class Shared:
     def session(self, config: ResolvedConfig, progress: Progress) -> Session:
         """Return a session of a candidate, with the frozen parameters that all have in common."""
         classes = len(self.data.class_names)
+        # Of a file the code counts, which may have been edited since the candidate before.
+        plugin = find_plugin("head", parse_choice(config.head).ref)
         functional, parameters = build_functional(self.opened, config, classes, progress)
         frozen = self.source.frozen
         # Copied, because steps take over the memory of what they train, and some of it is the
@@ -165,7 +168,7 @@ class Shared:
             path: frozen[path] if path in frozen else jnp.copy(value)
             for path, value in parameters.items()
         }
-        alike = config.head, config.optimizer
+        alike = plugin, config.head, config.optimizer
         session = Session.start(
             config, functional, parameters, self.source.chain, classes, self.steps.get(alike)
         )

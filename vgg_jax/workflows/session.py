@@ -13,7 +13,7 @@ from vgg_jax.augment.chain import Chain, build_chain
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.model.arithmetic import gains_from_bfloat16
 from vgg_jax.model.classifier import Functional, Parameters
-from vgg_jax.model.freezing import label_parameters, split_parameters, train_only
+from vgg_jax.model.freezing import Label, label_parameters, split_parameters, train_only
 from vgg_jax.model.pieces import on_one_cpu
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
@@ -93,6 +93,7 @@ class Session:
         """
         labels = label_parameters(parameters, config.train_from)
         trained, frozen = split_parameters(parameters, labels)
+        of_trained: dict[str, Label] = {path: labels[path] for path in trained}
 
         def optimizer_of(hyperparameters: Hyperparameters) -> optax.GradientTransformation:
             optimizer = make_optimizer(
@@ -100,7 +101,7 @@ class Session:
                 learning_rate=hyperparameters.learning_rate,
                 weight_decay=hyperparameters.weight_decay,
             )
-            return train_only(optimizer, {path: labels[path] for path in trained})
+            return train_only(optimizer, of_trained)
 
         steps = steps or Steps(
             functional,
