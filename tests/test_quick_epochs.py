@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 from concurrent.futures import wait
@@ -40,6 +41,7 @@ def written(monkeypatch) -> list[int]:
 @pytest.fixture
 def _held(monkeypatch):
     """Hold all until the end."""
+    monkeypatch.setattr(checkpoints_module, "_SLOW_SECONDS", 3600.0)
     monkeypatch.setattr(checkpoints_module, "_SECONDS_BETWEEN", 3600.0)
 
 
@@ -52,11 +54,12 @@ def clock(monkeypatch) -> list[float]:
 
 
 def save_few(checkpoints: Checkpoints, count: int, clock: list[float] | None = None) -> None:
-    """Save so many epochs; by the clock, if given, of 0.6 s each."""
+    """Save so many epochs; by the clock, if given, of 0.6 s each, and one every second."""
     for last in range(1, count + 1):
         if clock:
             clock[0] += 0.6
-        checkpoints.save_epoch(after(*(metrics(n, 0.5) for n in range(1, last + 1))), state(last))
+        history = (metrics(n, 0.5) for n in range(1, last + 1))
+        checkpoints.save_epoch(after(*history), state(last), 1.0 if clock else math.inf)
 
 
 @pytest.mark.usefixtures("_held")
@@ -68,9 +71,7 @@ def test_epochs_in_quick_succession_are_not_all_written(tmp_path, written):
     np.testing.assert_array_equal(checkpoints.restore(22).trained["head/kernel"], 22.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("_SECONDS_BETWEEN", -1.0), ("_MOST_HELD_BYTES", 1000)]
-)
+@pytest.mark.parametrize(("name", "value"), [("_SLOW_SECONDS", -1.0), ("_MOST_HELD_BYTES", 1000)])
 def test_those_that_are_far_apart_or_large_are_all_written(
     tmp_path, written, monkeypatch, name, value
 ):
@@ -96,17 +97,20 @@ def test_a_slow_disk_holds_nobody_up(tmp_path, written, clock, monkeypatch):
     assert written == [1, 8, 9]
 
 
-@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize(
+    "limits", [(), ("_MOST_AWAITED_BYTES",), ("_MOST_AWAITED_BYTES", "_MOST_HELD_BYTES")]
+)
 def test_a_first_epoch_that_took_long_is_there_before_the_next_begins(
-    tmp_path, written, clock, monkeypatch, is_large
+    tmp_path, written, clock, monkeypatch, limits
 ):
-    """Unless writing it takes long, too."""
-    if is_large:
-        monkeypatch.setattr(checkpoints_module, "_MOST_HELD_BYTES", 1000)
+    """Unless writing it takes long, too; a second one is held unless it is larger still."""
+    for limit in limits:
+        monkeypatch.setattr(checkpoints_module, limit, 1000)
+    is_awaited, is_held = not limits, len(limits) < 2
     goes_on = threading.Event()
 
     def slowly(array):
-        goes_on.wait(60 if is_large else 0.1)
+        goes_on.wait(0.1 if is_awaited else 60)
         return array_sha256(array)
 
     monkeypatch.setattr(checkpoint_store, "array_sha256", slowly)
@@ -114,11 +118,11 @@ def test_a_first_epoch_that_took_long_is_there_before_the_next_begins(
     clock[0] += 1.5
     checkpoints.save_epoch(after(metrics(1, 0.5)), state(1))
     assert written == [1]
-    assert checkpoints.epochs() == ([] if is_large else [1])
+    assert checkpoints.epochs() == ([1] if is_awaited else [])
     goes_on.set()
     clock[0] += 0.6
     checkpoints.save_epoch(after(metrics(1, 0.5), metrics(2, 0.5)), state(2))
-    assert written == ([1, 2] if is_large else [1])
+    assert written == ([1] if is_held else [1, 2])
     checkpoints.close()
     assert checkpoints.epochs() == [1, 2]
 
@@ -151,7 +155,7 @@ def test_whenever_a_training_is_killed_the_best_of_its_epochs_is_there(
     for epoch in range(1, 41):
         clock[0] += rng.uniform(0, 0.6)
         history.append(metrics(epoch, rng.integers(0, 8) / 8))
-        checkpoints.save_epoch(after(*history), state(epoch))
+        checkpoints.save_epoch(after(*history), state(epoch), most_seconds=1.0)
         if rng.random() < 0.5:  # else it is still being written, perhaps
             checkpoints._epochs.wait()
     checkpoints.close()
@@ -309,13 +313,16 @@ def test_a_run_that_was_lost_keeps_the_checkpoints_of_others(tmp_path):
         checkpoints.drop_unfinished()
 
 
-def test_a_second_passes_between_two_that_are_written(tmp_path, written, clock):
+@pytest.mark.parametrize(("most_seconds", "expected"), [(1.0, [4, 8]), (600.0, [34, 68])])
+def test_ten_seconds_pass_between_two_that_are_written_or_fewer(
+    tmp_path, written, clock, most_seconds, expected
+):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     history: list[EpochMetrics] = []
-    for epoch in range(1, 11):  # 0.3 s each
-        history.append(metrics(epoch, 0.1 * epoch))
-        checkpoints.save_epoch(after(*history), state(epoch))
+    for epoch in range(1, expected[-1] + 3):  # 0.3 s each
+        history.append(metrics(epoch, 0.01 * epoch))
+        checkpoints.save_epoch(after(*history), state(epoch), most_seconds)
         checkpoints._epochs.wait()
         clock[0] += 0.3
-    assert written == [4, 8]
+    assert written == expected
     checkpoints.close()

@@ -23,6 +23,8 @@ from vgg_jax.workflows.plan import plan
 from vgg_jax.workflows.rehearsal import KeptBatches, rehearse
 from vgg_jax.workflows.train import train
 
+CONFIG = TrainConfig(data="photos", early_stop=3, checkpoint_minutes=0.5)
+
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
@@ -81,15 +83,16 @@ def test_so_many_epochs_are_rehearsed(monkeypatch, wanted, taken):
     limits = []
 
     def fit(*arguments, **named):
-        limits.append(named["limits"].epochs)
+        limits.append(named["limits"])
         raise TrainingError("seen")
 
     monkeypatch.setattr(rehearsal, "fit", fit)
     batches = KeptBatches(lambda count, chunk: iter(()), [np.zeros(4, np.int32)])
-    session = SimpleNamespace(steps=None, mesh=None, config=SimpleNamespace(on_nan="stop"))
+    session = SimpleNamespace(steps=None, mesh=None, config=CONFIG)
     with pytest.raises(TrainingError, match="seen"):
         rehearse(session, None, batches, batches, 2, 1, wanted)  # pyright: ignore
-    assert limits == [taken]
+    assert [(each.epochs, each.early_stop) for each in limits] == [(taken, None)]
+    assert limits[0].checkpoint_seconds == 30.0  # those of the training
 
 
 def test_the_first_that_is_rehearsed_is_told_apart(monkeypatch):
@@ -97,7 +100,7 @@ def test_the_first_that_is_rehearsed_is_told_apart(monkeypatch):
     metrics = [SimpleNamespace(seconds=seconds) for seconds in (5.0, 1.0, 4.0, 2.0)]
     monkeypatch.setattr(RunFolder, "read_metrics", lambda run: metrics)
     batches = KeptBatches(lambda count, chunk: iter(()), [np.zeros(4, np.int32)])
-    session = SimpleNamespace(steps=None, mesh=None, config=SimpleNamespace(on_nan="stop"))
+    session = SimpleNamespace(steps=None, mesh=None, config=CONFIG)
     assert rehearse(session, None, batches, batches, 2, 1, 4) == (5.0, 2.0)  # pyright: ignore
 
 

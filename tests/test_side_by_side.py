@@ -167,6 +167,7 @@ def test_one_that_is_complete_stays_so_whatever_becomes_of_the_others(given, tmp
 @pytest.mark.parametrize("early_stop", [None, 1])
 def test_one_that_cannot_be_saved_fails_alone(given, tmp_path, monkeypatch, early_stop):
     """One that ended early is not called done, nor are others that are complete called failed."""
+    monkeypatch.setattr(checkpoints_module, "_SLOW_SECONDS", 3600.0)
     monkeypatch.setattr(checkpoints_module, "_SECONDS_BETWEEN", 3600.0)
     write = CheckpointStore._write
 

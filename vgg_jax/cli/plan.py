@@ -93,15 +93,20 @@ Compiling: {format_seconds(plan.compile_seconds)}, once; the training will find 
     columns = [computed] if kept is None else [kept, computed]
     total = ["all", *(format_seconds(sum(column)) for column in columns)]
     header = ["epoch", "features kept", "computed anew"] if kept else ["epoch", "computed anew"]
-    print_table(header, [*_rows(columns), total])
+    told = [[_told(seconds, plan.resolution_seconds) for seconds in each] for each in columns]
+    print_table(header, [*_rows(told), total])
 
 
-def _rows(columns: list[list[float]]) -> list[list[str]]:
-    """Return a row for each stretch of epochs that take the same time."""
+def _told(seconds: float, resolution: float) -> str:
+    is_told = seconds >= resolution
+    return format_seconds(seconds) if is_told else f"under {format_seconds(resolution)}"
+
+
+def _rows(columns: list[list[str]]) -> list[list[str]]:
+    """Return a row for each stretch of epochs of which the same is told."""
     rows: list[list[str]] = []
     last = 0
-    for seconds, alike in groupby(zip(*columns, strict=True)):
+    for times, alike in groupby(zip(*columns, strict=True)):
         first, last = last + 1, last + len(list(alike))
-        epochs = f"{first}" if first == last else f"{first} to {last}"
-        rows.append([epochs, *map(format_seconds, seconds)])
+        rows.append([f"{first}" if first == last else f"{first} to {last}", *times])
     return rows

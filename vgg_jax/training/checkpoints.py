@@ -6,6 +6,7 @@ Only what is trained is held; the frozen part is the backbone's, which the run r
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,8 +27,10 @@ if TYPE_CHECKING:  # it brings Optax, which a prediction does without
 
 Which = Literal["best", "latest"]
 _ITEMS = ("trained", "optimizer")
-_SECONDS_BETWEEN = 1.0  # the checkpoints of two epochs; writing a small one takes 0.05
-_MOST_HELD_BYTES = 50_000_000  # of an epoch
+_SLOW_SECONDS = 1.0  # of an epoch, so that writing it takes little beside; 0.05 if it is small
+_SECONDS_BETWEEN = 10.0  # the checkpoints of quick ones; a step takes twice as long meanwhile
+_MOST_HELD_BYTES = 200_000_000  # of an epoch
+_MOST_AWAITED_BYTES = 50_000_000  # of the first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +68,9 @@ class Checkpoints:
     the lowest validation loss, then the latest. Of the epoch under way the latest is kept.
 
     Epochs of a fraction of a second are not all written, since that would take longer than they do:
-    those that would be kept are held, one is written every second, and the others at the end. They
-    are written in their order, so that whatever is on the disk, its best epoch is there, too. Large
-    ones are all written, and so are those that took a second.
+    those that would be kept are held, one is written every ten seconds, and the others at the end.
+    They are written in their order, so that whatever is on the disk, its best epoch is there, too.
+    Large ones are all written, and so are those that took a second.
     """
 
     def __init__(self, folder: Path, check_lock: Callable[[], None] = lambda: None) -> None:
@@ -87,12 +90,19 @@ class Checkpoints:
         # When the last epoch came, and when one that was held began to be written.
         self._asked = self._written = time.monotonic()
 
-    def save_epoch(self, position: Position, state: TrainState) -> None:
+    def save_epoch(
+        self, position: Position, state: TrainState, most_seconds: float = math.inf
+    ) -> None:
         """Hold the state after an epoch, and write the first that is held if it is time to.
 
         That goes on in the background. Large ones, and those that took a second, are written now,
         and wait for the one before. A small one that is the first epoch of all is waited for, too:
         later ones may be so quick that writing it would slow several of them.
+
+        Args:
+            position: After the epoch.
+            state: After the epoch.
+            most_seconds: Between two that are written, though not over ten.
 
         Raises:
             RunError: If this one or one before could not be written, for instance because the disk
@@ -107,15 +117,16 @@ class Checkpoints:
         self._held = {epoch: held for epoch, held in self._held.items() if epoch in stay}
         self._held[position.history[-1].epoch] = saved
         now = time.monotonic()
-        is_slow, self._asked = now - self._asked >= _SECONDS_BETWEEN, now
+        is_slow, self._asked = now - self._asked >= _SLOW_SECONDS, now
         is_first, self._is_first = self._is_first, False
+        is_due = now - self._written >= min(most_seconds, _SECONDS_BETWEEN)
         is_large = saved.size > _MOST_HELD_BYTES
         with self._letting_go():
             if is_large or is_slow:
                 self._write_all()
-                if is_first and not is_large:
+                if is_first and saved.size <= _MOST_AWAITED_BYTES:
                     self._epochs.wait()
-            elif now - self._written >= _SECONDS_BETWEEN and self._epochs.is_idle:
+            elif is_due and self._epochs.is_idle:
                 self._write_first()
 
     def save_unfinished(self, position: Position, state: TrainState) -> None:

@@ -54,7 +54,7 @@ def fit(
                 epoch = Epoch(steps, feed, run, mesh, limits, position, progress)
                 state, metrics = epoch.run(state, learning_rate)
                 position = position.after(metrics)
-                run.save_epoch(position, state)
+                run.save_epoch(position, state, limits.checkpoint_seconds)
                 progress.epoch_done(metrics, metrics.rank > best)
                 best = max(best, metrics.rank)
             check_frozen(frozen_before, frozen_checksums(frozen))

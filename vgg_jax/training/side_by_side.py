@@ -152,7 +152,7 @@ class Lane:
                 training_seconds=training_seconds,
             )
             self._position = self._position.after(metrics)
-            self._run.save_epoch(self._position, state)
+            self._run.save_epoch(self._position, state, limits.checkpoint_seconds)
             since = self._position.early_stopping.epochs_since
             ends = bool(limits.early_stop and since >= limits.early_stop)
         except TrainingDiverged as error:

@@ -82,6 +82,8 @@ class Plan:
         starting_seconds: Of tracing the programs, finding them compiled, and making memory ready
             for features, before or within the first epoch's batches.
         epochs: Expected seconds of the epochs.
+        resolution_seconds: Of an epoch: that one of which fewer are expected takes fewer is all
+            that is certain, since what else the machine does takes as long.
     """
 
     data: str
@@ -100,6 +102,7 @@ class Plan:
     features: Features
     starting_seconds: float
     epochs: Epochs
+    resolution_seconds: float = 0.02
 
     @property
     def epoch_seconds(self) -> list[float]:

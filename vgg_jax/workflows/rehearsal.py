@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgg_jax.progress import Progress
-from vgg_jax.training.epoch import Feed, Limits
+from vgg_jax.training.epoch import Feed
 from vgg_jax.training.inputs import Inputs
 from vgg_jax.training.loop import fit
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.training.steps import TrainState, replicate
-from vgg_jax.workflows.session import Session
+from vgg_jax.workflows.session import Session, limits_of
 
 _LEAST, _MOST = 8, 300  # epochs
 _IN_A_PASS = 100  # or a few more; its start and end are a part of an epoch, not of a step
@@ -99,7 +99,11 @@ def rehearse(
         fit(
             *(session.steps, state, {}, feed, run),
             mesh=session.mesh,
-            limits=Limits(epochs=min(max(epochs, _LEAST), _MOST), on_nan=session.config.on_nan),
+            limits=dataclasses.replace(
+                limits_of(session.config, None),
+                epochs=min(max(epochs, _LEAST), _MOST),
+                early_stop=None,
+            ),
             learning_rate=0.0,
             progress=Progress(),
         )
