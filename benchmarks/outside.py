@@ -178,9 +178,11 @@ class Watch(Progress):
             train, validation = map(self.clock.iterate, (feed.train, feed.validation))
             return dataclasses.replace(feed, train=train, validation=validation)
 
-        def save(run: RunFolder, position: Position, state: TrainState) -> None:
+        def save(
+            run: RunFolder, position: Position, state: TrainState, most_seconds: float
+        ) -> None:
             self._run = run
-            save_epoch(run, position, state)
+            save_epoch(run, position, state, most_seconds)
 
         feed_module.make_feed = watched_feed
         RunFolder.save_epoch = save  # pyright: ignore[reportAttributeAccessIssue]
