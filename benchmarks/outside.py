@@ -36,7 +36,8 @@ from vgg_jax.training.validation import closing_at_end
 from vgg_jax.workflows.train import train
 
 # The programs' arguments are held in epoch 2, the first where all is as in every later one. While
-# epoch 3 goes on, the writing of a checkpoint falls into it again, as into those that are measured.
+# epoch 3 goes on, the writing of a checkpoint falls into it again, as into those that are measured:
+# epochs that took a second are all written.
 RECORDED, SETTLED, LAST = 2, 3, 6
 REPLAYS = 2  # before what is measured, and after it
 PROGRAMS = ("features", "augmented_features", "mixed_features", "_pool", "train", "evaluate")
@@ -178,11 +179,9 @@ class Watch(Progress):
             train, validation = map(self.clock.iterate, (feed.train, feed.validation))
             return dataclasses.replace(feed, train=train, validation=validation)
 
-        def save(
-            run: RunFolder, position: Position, state: TrainState, most_seconds: float
-        ) -> None:
+        def save(run: RunFolder, position: Position, state: TrainState) -> None:
             self._run = run
-            save_epoch(run, position, state, most_seconds)
+            save_epoch(run, position, state)
 
         feed_module.make_feed = watched_feed
         RunFolder.save_epoch = save  # pyright: ignore[reportAttributeAccessIssue]

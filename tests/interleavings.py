@@ -226,8 +226,8 @@ def interleave(tiny: Tiny, disk: Disk, folder: Path, whole: Path, rng: random.Ra
         tiny.went_on_from = -1
         end = "complete"
         try:
-            # After each step, or only what is held of epochs in quick succession.
-            tiny.live(run, interruption, warnings, rng.choice((1e-9, 600.0)))
+            # After each step; some of the epochs in quick succession, or but the first and the end.
+            tiny.live(run, interruption, warnings, rng.choice((1e-9, 0.02, 600.0)))
         except Death:
             end = "death"
         except (RunError, OSError):

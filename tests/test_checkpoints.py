@@ -24,6 +24,7 @@ from vgg_jax.model.vgg16 import VGG16
 from vgg_jax.plugin_choices import PluginChoice
 from vgg_jax.progress import EpochMetrics
 from vgg_jax.training import checkpoint_store
+from vgg_jax.training import checkpoints as checkpoints_module
 from vgg_jax.training.checkpoints import Checkpoints
 from vgg_jax.training.optim import make_optimizer
 from vgg_jax.training.position import EarlyStopping, Position
@@ -163,13 +164,15 @@ def test_a_changed_record_is_noticed(tmp_path):
         Checkpoints(tmp_path / "checkpoints").restore(1)
 
 
-def test_a_reader_deletes_nothing(tmp_path):
+def test_a_reader_deletes_nothing(tmp_path, monkeypatch):
     """While a training saves, its folder holds one checkpoint more than stays."""
+    monkeypatch.setattr(checkpoints_module, "_SLOW_SECONDS", -1.0)
     writer = save_epochs(tmp_path, [0.5, 0.4, 0.3])
     position = after(*(metrics(i, 0.5) for i in range(1, 5)))
     writer.save_epoch(position, state(4))
     writer._epochs.wait()
     before = writer.epochs()
+    assert before == [2, 3, 4]
     reader = Checkpoints(tmp_path / "checkpoints")
     reader.restore(reader.find("best"))
     reader.close()

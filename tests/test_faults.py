@@ -109,7 +109,7 @@ def test_the_second_process_on_a_run_is_refused(options, tmp_path):
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     deadline = time.monotonic() + 60
     while not checkpoints.epochs() and time.monotonic() < deadline:
-        time.sleep(0.01)  # a quick first epoch is held for a second
+        time.sleep(0.01)  # its line in metrics.jsonl comes first
     process.kill()
     process.communicate()
     assert before is None

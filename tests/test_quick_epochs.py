@@ -22,6 +22,8 @@ from vgg_jax.training.epoch_end import metrics_of_epoch
 from vgg_jax.training.position import Sums
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.weights.checksums import array_sha256
+from vgg_jax.workflows.sweep import sweep
+from vgg_jax.workflows.train import train
 
 
 @pytest.fixture
@@ -53,19 +55,22 @@ def clock(monkeypatch) -> list[float]:
     return time
 
 
-def save_few(checkpoints: Checkpoints, count: int, clock: list[float] | None = None) -> None:
-    """Save so many epochs; by the clock, if given, of 0.6 s each, and one every second."""
-    for last in range(1, count + 1):
+def save_few(
+    checkpoints: Checkpoints, count: int, clock: list[float] | None = None, *, first: int = 1
+) -> None:
+    """Save so many epochs; by the clock, if given, of 0.6 s each, one a second written."""
+    checkpoints.most_seconds = 1.0 if clock else math.inf
+    for last in range(first, first + count):
         if clock:
             clock[0] += 0.6
-        history = (metrics(n, 0.5) for n in range(1, last + 1))
-        checkpoints.save_epoch(after(*history), state(last), 1.0 if clock else math.inf)
+        checkpoints.save_epoch(after(*(metrics(n, 0.5) for n in range(1, last + 1))), state(last))
 
 
 @pytest.mark.usefixtures("_held")
 def test_epochs_in_quick_succession_are_not_all_written(tmp_path, written):
+    """The first is, so that something is there, and it is known that the disk takes it."""
     checkpoints = save_epochs(tmp_path, [0.1, 0.5, 0.9, *[0.4] * 20])
-    assert written == [3, 22, 23]
+    assert written == [1, 3, 22, 23]
     assert checkpoints.epochs() == [3, 22, 23]
     assert checkpoints.restore(3).position.step == 30
     np.testing.assert_array_equal(checkpoints.restore(22).trained["head/kernel"], 22.0)
@@ -82,6 +87,7 @@ def test_those_that_are_far_apart_or_large_are_all_written(
 
 
 def test_a_slow_disk_holds_nobody_up(tmp_path, written, clock, monkeypatch):
+    monkeypatch.setattr(checkpoints_module, "_MOST_AWAITED_BYTES", 0)
     goes_on = threading.Event()
 
     def waiting(array):
@@ -97,13 +103,12 @@ def test_a_slow_disk_holds_nobody_up(tmp_path, written, clock, monkeypatch):
     assert written == [1, 8, 9]
 
 
+@pytest.mark.usefixtures("_held")
 @pytest.mark.parametrize(
     "limits", [(), ("_MOST_AWAITED_BYTES",), ("_MOST_AWAITED_BYTES", "_MOST_HELD_BYTES")]
 )
-def test_a_first_epoch_that_took_long_is_there_before_the_next_begins(
-    tmp_path, written, clock, monkeypatch, limits
-):
-    """Unless writing it takes long, too; a second one is held unless it is larger still."""
+def test_a_first_epoch_is_there_before_the_next_begins(tmp_path, written, monkeypatch, limits):
+    """Unless writing it takes long; a second one is held unless it is larger still."""
     for limit in limits:
         monkeypatch.setattr(checkpoints_module, limit, 1000)
     is_awaited, is_held = not limits, len(limits) < 2
@@ -115,16 +120,39 @@ def test_a_first_epoch_that_took_long_is_there_before_the_next_begins(
 
     monkeypatch.setattr(checkpoint_store, "array_sha256", slowly)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    clock[0] += 1.5
-    checkpoints.save_epoch(after(metrics(1, 0.5)), state(1))
+    save_few(checkpoints, 1)
     assert written == [1]
     assert checkpoints.epochs() == ([1] if is_awaited else [])
     goes_on.set()
-    clock[0] += 0.6
-    checkpoints.save_epoch(after(metrics(1, 0.5), metrics(2, 0.5)), state(2))
+    save_few(checkpoints, 1, first=2)
     assert written == ([1] if is_held else [1, 2])
     checkpoints.close()
     assert checkpoints.epochs() == [1, 2]
+
+
+@pytest.mark.usefixtures("_held")
+def test_runs_that_are_trained_at_a_time_hold_less_each(tmp_path, written):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.holders = 10**6
+    save_few(checkpoints, 3)
+    assert written == [1, 2, 3]
+    checkpoints.close()
+
+
+def test_an_epoch_is_not_slow_because_the_one_before_was_waited_for(
+    tmp_path, written, clock, monkeypatch
+):
+    wait = CheckpointStore.wait
+
+    def waiting(store):
+        clock[0] += 1.5
+        wait(store)
+
+    monkeypatch.setattr(CheckpointStore, "wait", waiting)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    save_few(checkpoints, 3)
+    assert written == [1]
+    checkpoints.close()
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -152,10 +180,11 @@ def test_whenever_a_training_is_killed_the_best_of_its_epochs_is_there(
 
     monkeypatch.setattr(CheckpointStore, "save", saving)
     checkpoints = Checkpoints(folder)
+    checkpoints.most_seconds = 1.0
     for epoch in range(1, 41):
         clock[0] += rng.uniform(0, 0.6)
         history.append(metrics(epoch, rng.integers(0, 8) / 8))
-        checkpoints.save_epoch(after(*history), state(epoch), most_seconds=1.0)
+        checkpoints.save_epoch(after(*history), state(epoch))
         if rng.random() < 0.5:  # else it is still being written, perhaps
             checkpoints._epochs.wait()
     checkpoints.close()
@@ -169,7 +198,7 @@ def test_whenever_a_training_is_killed_the_best_of_its_epochs_is_there(
 def test_what_is_held_is_written_before_the_epoch_under_way(tmp_path, written):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     save_few(checkpoints, 2)
-    assert written == []
+    assert written == [1]
     checkpoints.save_unfinished(after(metrics(1, 0.5), metrics(2, 0.5)), state(3))
     assert written == [1, 2, 20]
     checkpoints.close()
@@ -202,12 +231,23 @@ def test_what_is_held_is_not_written_into_a_run_that_was_lost(tmp_path, written,
 def test_where_writing_fails_it_is_not_tried_again(tmp_path, written, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
+    save_few(checkpoints, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=4000))
-    save_few(checkpoints, 3)
+    save_few(checkpoints, 2, first=2)
     with pytest.raises(RunError, match="No space left"):
         checkpoints.wait()
     checkpoints.close()
-    assert written == [2]
+    assert written == [1, 2]
+
+
+@pytest.mark.usefixtures("_held")
+def test_a_disk_that_takes_no_checkpoint_is_told_after_the_first_epoch(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=4000))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(RunError, match="No space left"):
+        save_few(checkpoints, 1)
+    checkpoints.close()
 
 
 @pytest.mark.usefixtures("_held")
@@ -217,7 +257,7 @@ def test_a_training_that_diverged_says_what_could_not_be_saved(tmp_path, monkeyp
     run.checkpoints.wait()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=4000))
-    save_few(run.checkpoints, 3)
+    save_few(run.checkpoints, 2, first=2)
     lost = np.array([np.nan])
     given = {"epoch": 4, "step": 40, "learning_rate": 1e-3, "seconds": 1, "training_seconds": 1}
     with pytest.raises(TrainingDiverged) as stop:
@@ -232,25 +272,27 @@ def test_nothing_is_written_after_what_failed_in_an_unforeseen_way(tmp_path, wri
     def fail(array):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(checkpoint_store, "array_sha256", fail)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    save_few(checkpoints, 3)
+    save_few(checkpoints, 1)
+    monkeypatch.setattr(checkpoint_store, "array_sha256", fail)
+    save_few(checkpoints, 2, first=2)
     with pytest.raises(MemoryError, match="no room"):
         checkpoints.close()
     checkpoints.close()
-    assert written == [2]
+    assert written == [1, 2]
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_waiting_that_is_interrupted_loses_nothing(tmp_path, clock, monkeypatch, fails):
     """Nor is it forgotten that what was waited for has failed."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
+    save_few(checkpoints, 1, clock)
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(
             shutil, "disk_usage", lambda folder: usage._replace(free=4000) if fails else usage
         )
-        save_few(checkpoints, 3, clock)
+        save_few(checkpoints, 2, clock, first=2)
         assert checkpoints._epochs._saving
         wait([checkpoints._epochs._saving])
         patched.setattr(checkpoint_store, "wait", interrupt)
@@ -258,7 +300,7 @@ def test_waiting_that_is_interrupted_loses_nothing(tmp_path, clock, monkeypatch,
             checkpoints.wait()
     with pytest.raises(RunError, match="No space left") if fails else nullcontext():
         checkpoints.close()
-    assert checkpoints.epochs() == ([] if fails else [2, 3])
+    assert checkpoints.epochs() == ([1] if fails else [2, 3])
 
 
 def interrupt(futures):
@@ -286,10 +328,10 @@ def test_closing_that_is_interrupted_is_done_once_more(tmp_path, monkeypatch):
 def test_a_slow_epoch_after_quick_ones_is_written_at_once(tmp_path, written, clock):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     save_few(checkpoints, 4)
-    assert written == []
+    assert written == [1]
     clock[0] += 1.5
     checkpoints.save_epoch(after(*(metrics(n, 0.5) for n in range(1, 6))), state(5))
-    assert written == [4, 5]
+    assert written == [1, 4, 5]
     checkpoints.close()
 
 
@@ -313,16 +355,50 @@ def test_a_run_that_was_lost_keeps_the_checkpoints_of_others(tmp_path):
         checkpoints.drop_unfinished()
 
 
-@pytest.mark.parametrize(("most_seconds", "expected"), [(1.0, [4, 8]), (600.0, [34, 68])])
-def test_ten_seconds_pass_between_two_that_are_written_or_fewer(
-    tmp_path, written, clock, most_seconds, expected
+@pytest.mark.parametrize(
+    ("best", "most_seconds", "expected"),
+    [
+        ("last", 1.0, [1, 4, 7]),
+        ("second", 1.0, [1, 2, 5, 8]),  # what is there is soon old again
+        ("last", 600.0, [1, 34, 67]),
+        ("second", 600.0, [1, 2, 35, 68]),
+    ],
+)
+def test_what_is_on_the_disk_is_no_older_than_ten_seconds_or_fewer(
+    tmp_path, written, clock, best, most_seconds, expected
 ):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.most_seconds = most_seconds
     history: list[EpochMetrics] = []
     for epoch in range(1, expected[-1] + 3):  # 0.3 s each
-        history.append(metrics(epoch, 0.01 * epoch))
-        checkpoints.save_epoch(after(*history), state(epoch), most_seconds)
+        accuracy = 0.01 * epoch if best == "last" else 0.9 * (epoch == 2)
+        history.append(metrics(epoch, accuracy))
+        checkpoints.save_epoch(after(*history), state(epoch))
         checkpoints._epochs.wait()
         clock[0] += 0.3
     assert written == expected
     checkpoints.close()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_they_are_saved_as_often_as_the_user_asks(options, tmp_path, monkeypatch, count):
+    """Alone, and as candidates side by side, which share the memory, too."""
+    seen: list[tuple[float, int]] = []
+    save = Checkpoints.save_epoch
+
+    def saving(checkpoints, *arguments):
+        seen.append((checkpoints.most_seconds, checkpoints.holders))
+        save(checkpoints, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "save_epoch", saving)
+    given = {
+        **options,
+        "train_from": "head",
+        "checkpoint_minutes": 0.05,
+        "run": str(tmp_path / "run"),
+    }
+    if count == 1:
+        train(**given)
+    else:
+        sweep(**{**given, "head": ["linear"], "learning_rate": [1e-4, 1e-3]})
+    assert seen == [(3.0, count)] * 2 * count

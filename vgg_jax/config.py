@@ -81,7 +81,8 @@ class TrainConfig:
             faster on hardware that is made for it. Parameters, the head, the loss and the optimizer
             are float32.
         early_stop: Stop after this many epochs without a better validation loss; at least 1.
-        checkpoint_minutes: Save within an epoch, too, after so many minutes; above 0.
+        checkpoint_minutes: Save within an epoch, too, after so many minutes; above 0. Epochs of
+            less than a second are saved every ten seconds, or as often as this if that is less.
         on_nan: stop at a step whose loss or gradient is not finite, or skip such steps and count
             them.
         features: What the frozen layers make of a picture is computed once and kept on `disk`, for

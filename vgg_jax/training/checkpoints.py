@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # it brings Optax, which a prediction does without
 
 Which = Literal["best", "latest"]
 _ITEMS = ("trained", "optimizer")
-_SLOW_SECONDS = 1.0  # of an epoch, so that writing it takes little beside; 0.05 if it is small
-_SECONDS_BETWEEN = 10.0  # the checkpoints of quick ones; a step takes twice as long meanwhile
+_SLOW_SECONDS = 1.0  # an epoch of so many is written at once; that takes 0.05 if it is small
+_SECONDS_BETWEEN = 10.0  # the checkpoints of quick ones: steps take up to twice as long meanwhile
 _MOST_HELD_BYTES = 200_000_000  # of an epoch
 _MOST_AWAITED_BYTES = 50_000_000  # of the first
 
@@ -53,6 +53,7 @@ class _Saved(NamedTuple):
 
     position: Position
     arrays: Arrays
+    came: float  # in the monotonic clock's seconds
 
     @property
     def size(self) -> int:
@@ -68,9 +69,14 @@ class Checkpoints:
     the lowest validation loss, then the latest. Of the epoch under way the latest is kept.
 
     Epochs of a fraction of a second are not all written, since that would take longer than they do:
-    those that would be kept are held, one is written every ten seconds, and the others at the end.
-    They are written in their order, so that whatever is on the disk, its best epoch is there, too.
-    Large ones are all written, and so are those that took a second.
+    those that would be kept are held, and written when what is on the disk is ten seconds old, and
+    at the end. They are written in their order, so that whatever is on the disk, its best epoch is
+    there, too. Those that took a second are all written, and so are those too large to be held.
+
+    Attributes:
+        most_seconds: How old quick epochs may become before later ones are written, if fewer than
+            ten.
+        holders: How many runs that are trained at a time share the memory for what is held.
     """
 
     def __init__(self, folder: Path, check_lock: Callable[[], None] = lambda: None) -> None:
@@ -87,47 +93,43 @@ class Checkpoints:
         self._position: Position | None = None  # of the training that goes on here
         self._held: dict[int, _Saved] = {}  # epochs that are not written yet, ascending
         self._is_first = True  # the epoch that is saved next
-        # When the last epoch came, and when one that was held began to be written.
-        self._asked = self._written = time.monotonic()
+        self._asked = time.monotonic()  # when the training went on after it had saved an epoch
+        self._came = self._asked  # when the epoch that was written last was saved
+        self.most_seconds, self.holders = math.inf, 1
 
-    def save_epoch(
-        self, position: Position, state: TrainState, most_seconds: float = math.inf
-    ) -> None:
-        """Hold the state after an epoch, and write the first that is held if it is time to.
+    def save_epoch(self, position: Position, state: TrainState) -> None:
+        """Hold the state after an epoch, and write what is held if it is time to.
 
-        That goes on in the background. Large ones, and those that took a second, are written now,
-        and wait for the one before. A small one that is the first epoch of all is waited for, too:
-        later ones may be so quick that writing it would slow several of them.
-
-        Args:
-            position: After the epoch.
-            state: After the epoch.
-            most_seconds: Between two that are written, though not over ten.
+        That goes on in the background. The first epoch of a training, those that took a second, and
+        those too large to be held, are written now, and wait for the one before. The first is
+        waited for unless it is over 50 MB: it tells whether the disk takes checkpoints, and writing
+        it would slow several quick ones.
 
         Raises:
             RunError: If this one or one before could not be written, for instance because the disk
                 is full.
             TrainingDiverged: If a value is not finite.
         """
-        saved = _Saved(position, arrays_of(state))
+        now = time.monotonic()
+        saved = _Saved(position, arrays_of(state), now)
         self._position = position
         others = [*self.epochs(), *self._held]
         # One of them may be written before this one, and then needs its best.
         stay = {max(others), _best(position.history, others)} if others else set()
         self._held = {epoch: held for epoch, held in self._held.items() if epoch in stay}
         self._held[position.history[-1].epoch] = saved
-        now = time.monotonic()
-        is_slow, self._asked = now - self._asked >= _SLOW_SECONDS, now
         is_first, self._is_first = self._is_first, False
-        is_due = now - self._written >= min(most_seconds, _SECONDS_BETWEEN)
-        is_large = saved.size > _MOST_HELD_BYTES
+        is_slow = now - self._asked >= _SLOW_SECONDS
+        is_large = saved.size > _MOST_HELD_BYTES / self.holders
+        is_due = now - self._came >= min(self.most_seconds, _SECONDS_BETWEEN)
         with self._letting_go():
-            if is_large or is_slow:
+            if is_first or is_slow or is_large:
                 self._write_all()
                 if is_first and saved.size <= _MOST_AWAITED_BYTES:
                     self._epochs.wait()
             elif is_due and self._epochs.is_idle:
                 self._write_first()
+        self._asked = time.monotonic()
 
     def save_unfinished(self, position: Position, state: TrainState) -> None:
         """Write the state within an epoch, in the background; waits for those before.
@@ -141,12 +143,13 @@ class Checkpoints:
             self._epochs.wait()  # a training that goes on from within an epoch has them, too
             self._unfinished.wait()
         if position.step not in self._unfinished.numbers():  # else nothing was done since
-            self._write(self._unfinished, position.step, _Saved(position, arrays_of(state)))
+            saved = _Saved(position, arrays_of(state), time.monotonic())
+            self._write(self._unfinished, position.step, saved)
 
     def _write_first(self) -> None:
         epoch, saved = next(iter(self._held.items()))
         self._write(self._epochs, epoch, saved)
-        self._written = time.monotonic()
+        self._came = saved.came
         del self._held[epoch]
 
     def _write_all(self) -> None:

@@ -43,6 +43,7 @@ def fit(
     saved = {*run.checkpoints.epochs()}
     best = max((metrics.rank for metrics in position.history if metrics.epoch in saved), default=())
     frozen_before = frozen_checksums(frozen)
+    run.checkpoints.most_seconds = limits.checkpoint_seconds
     try:
         with run.checkpoints.closed_at_end():
             while position.epoch <= limits.epochs:
@@ -54,7 +55,7 @@ def fit(
                 epoch = Epoch(steps, feed, run, mesh, limits, position, progress)
                 state, metrics = epoch.run(state, learning_rate)
                 position = position.after(metrics)
-                run.save_epoch(position, state, limits.checkpoint_seconds)
+                run.save_epoch(position, state)
                 progress.epoch_done(metrics, metrics.rank > best)
                 best = max(best, metrics.rank)
             check_frozen(frozen_before, frozen_checksums(frozen))

@@ -143,20 +143,15 @@ class RunFolder(RunFiles):
             and not self.checkpoints.damaged()
         )
 
-    def save_epoch(self, position: Position, state: TrainState, most_seconds: float) -> None:
+    def save_epoch(self, position: Position, state: TrainState) -> None:
         """Save the state after an epoch, and add its line to `metrics.jsonl`.
-
-        Args:
-            position: After the epoch.
-            state: After the epoch.
-            most_seconds: Between two that are written, though not over ten.
 
         Raises:
             RunError: If that cannot be written, or the lock of the run was lost.
             TrainingDiverged: If a value is not finite.
         """
         self.lock.check()
-        self.checkpoints.save_epoch(position, state, most_seconds)
+        self.checkpoints.save_epoch(position, state)
         try:
             with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
                 file.write(metrics_line(position.history[-1]))

@@ -116,6 +116,11 @@ class Lane:
         with suppress(TrainingDiverged), self._training:
             raise self.failure
 
+    def begin(self, limits: Limits, count: int) -> None:
+        """Be one of `count` that save at a time."""
+        self._run.checkpoints.most_seconds = limits.checkpoint_seconds
+        self._run.checkpoints.holders = count
+
     def end_epoch(
         self,
         state: TrainState,
@@ -152,7 +157,7 @@ class Lane:
                 training_seconds=training_seconds,
             )
             self._position = self._position.after(metrics)
-            self._run.save_epoch(self._position, state, limits.checkpoint_seconds)
+            self._run.save_epoch(self._position, state)
             since = self._position.early_stopping.epochs_since
             ends = bool(limits.early_stop and since >= limits.early_stop)
         except TrainingDiverged as error:
@@ -192,6 +197,8 @@ def fit_side_by_side(
         TrainingInterrupted: When a signal asked for it; what is saved is the epochs before.
         RunError: If a checkpoint cannot be written.
     """
+    for lane in lanes:
+        lane.begin(limits, len(lanes))
     frozen_before = frozen_checksums(frozen)
     starts = [state._replace(hyperparameters=numbers) for numbers in hyperparameters]
     states = replicate(mesh, jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -82,8 +82,8 @@ class Plan:
         starting_seconds: Of tracing the programs, finding them compiled, and making memory ready
             for features, before or within the first epoch's batches.
         epochs: Expected seconds of the epochs.
-        resolution_seconds: Of an epoch: that one of which fewer are expected takes fewer is all
-            that is certain, since what else the machine does takes as long.
+        resolution_seconds: Epochs that are expected to be shorter are told as shorter than this:
+            single ones vary by a factor of two.
     """
 
     data: str
@@ -102,7 +102,7 @@ class Plan:
     features: Features
     starting_seconds: float
     epochs: Epochs
-    resolution_seconds: float = 0.02
+    resolution_seconds: ClassVar = 0.02
 
     @property
     def epoch_seconds(self) -> list[float]:
@@ -112,7 +112,10 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
-        return dataclasses.asdict(self) | {"epoch_seconds": self.epoch_seconds}
+        return dataclasses.asdict(self) | {
+            "epoch_seconds": self.epoch_seconds,
+            "resolution_seconds": self.resolution_seconds,
+        }
 
 
 def plan(config: TrainConfig, progress: Progress) -> Plan:

@@ -47,9 +47,8 @@ class Timing:
         evaluate: Of one batch of validation, from features that are kept.
         starting: Of the first of these, beyond what they take later: as `prefix_starting`, and of
             making ready the memory that features are kept in.
-        around: Of an epoch, beyond its batches by themselves: metrics, and how much slower they are
-            while the epoch before is saved; less than 0 if they are faster in a row. Measured where
-            it counts, else 0.
+        around: Of an epoch, beyond its batches by themselves: metrics, and what it leaves cold for
+            the next; less than 0 if they are faster in a row. Measured where it counts, else 0.
         around_second: The same of the second epoch, which takes longer than later ones.
     """
 
