@@ -20,6 +20,7 @@ import numpy as np
 from convert import measure
 
 from vgg_jax.array_store import ArrayTable
+from vgg_jax.heap import keep_freed_memory
 from vgg_jax.training.kept_rows import InMemory
 from vgg_jax.training.rows import DeviceRows, DiskRows
 from vgg_jax.training.steps import data_mesh
@@ -38,6 +39,7 @@ def reading(folder: Path) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Measure in the folder that the command line names; prints MB/s, medians."""
+    keep_freed_memory()  # as a training does
     rng = np.random.default_rng(0)
     ids = [rng.bytes(16) for _ in range(ROWS)]
     with closing(ArrayTable(Path(sys.argv[1]) / "features", {}, SHAPE, np.dtype("f4"))) as table:

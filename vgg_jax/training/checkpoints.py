@@ -74,8 +74,8 @@ class Checkpoints:
     there, too. Those that took a second are all written, and so are those too large to be held.
 
     Attributes:
-        most_seconds: How old quick epochs may become before later ones are written, if fewer than
-            ten.
+        most_seconds: How old what is on the disk may become before a quick epoch is written, if
+            fewer than ten.
         holders: How many runs that are trained at a time share the memory for what is held.
     """
 

@@ -180,7 +180,8 @@ class DiskRows:
         self._writer.shutdown(cancel_futures=True)
 
     def _start(self, positions: np.ndarray, rows: int) -> _Reading:
-        found = np.zeros((rows, *self.table.shape), self.table.dtype)
+        found = np.empty((rows, *self.table.shape), self.table.dtype)
+        found[len(positions) :] = 0  # no chance values, which may be infinite
         names = [self._names[i] for i in positions]
         stored: list[int] = []
         for i, name in enumerate(names):

@@ -102,7 +102,7 @@ class Plan:
     features: Features
     starting_seconds: float
     epochs: Epochs
-    resolution_seconds: ClassVar = 0.02
+    resolution_seconds: ClassVar[float] = 0.02
 
     @property
     def epoch_seconds(self) -> list[float]:
