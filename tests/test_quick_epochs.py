@@ -22,8 +22,6 @@ from vgg_jax.training.epoch_end import metrics_of_epoch
 from vgg_jax.training.position import Sums
 from vgg_jax.training.run_folder import RunFolder
 from vgg_jax.weights.checksums import array_sha256
-from vgg_jax.workflows.sweep import sweep
-from vgg_jax.workflows.train import train
 
 
 @pytest.fixture
@@ -76,18 +74,19 @@ def test_epochs_in_quick_succession_are_not_all_written(tmp_path, written):
     np.testing.assert_array_equal(checkpoints.restore(22).trained["head/kernel"], 22.0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("_SLOW_SECONDS", -1.0), ("_MOST_HELD_BYTES", 1000)])
-def test_those_that_are_far_apart_or_large_are_all_written(
-    tmp_path, written, monkeypatch, name, value
-):
+@pytest.mark.parametrize(
+    "limits", [{"_SLOW_SECONDS": -1.0}, {"_MOST_HELD_BYTES": 1000, "_SMALL_BYTES": 1000}]
+)
+def test_those_that_are_far_apart_or_large_are_all_written(tmp_path, written, monkeypatch, limits):
     """They wait for each other."""
-    monkeypatch.setattr(checkpoints_module, name, value)
+    for name, value in limits.items():
+        monkeypatch.setattr(checkpoints_module, name, value)
     save_epochs(tmp_path, [0.1, 0.9, *[0.4] * 4])
     assert written == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_slow_disk_holds_nobody_up(tmp_path, written, clock, monkeypatch):
-    monkeypatch.setattr(checkpoints_module, "_MOST_AWAITED_BYTES", 0)
+    monkeypatch.setattr(checkpoints_module, "_SMALL_BYTES", 0)
     goes_on = threading.Event()
 
     def waiting(array):
@@ -104,9 +103,7 @@ def test_a_slow_disk_holds_nobody_up(tmp_path, written, clock, monkeypatch):
 
 
 @pytest.mark.usefixtures("_held")
-@pytest.mark.parametrize(
-    "limits", [(), ("_MOST_AWAITED_BYTES",), ("_MOST_AWAITED_BYTES", "_MOST_HELD_BYTES")]
-)
+@pytest.mark.parametrize("limits", [(), ("_SMALL_BYTES",), ("_SMALL_BYTES", "_MOST_HELD_BYTES")])
 def test_a_first_epoch_is_there_before_the_next_begins(tmp_path, written, monkeypatch, limits):
     """Unless writing it takes long; a second one is held unless it is larger still."""
     for limit in limits:
@@ -131,11 +128,30 @@ def test_a_first_epoch_is_there_before_the_next_begins(tmp_path, written, monkey
 
 
 @pytest.mark.usefixtures("_held")
-def test_runs_that_are_trained_at_a_time_hold_less_each(tmp_path, written):
+@pytest.mark.parametrize("are_small", [False, True])
+def test_runs_that_are_trained_at_a_time_hold_less_each(tmp_path, written, monkeypatch, are_small):
+    if not are_small:
+        monkeypatch.setattr(checkpoints_module, "_SMALL_BYTES", 1000)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.holders = 10**6
     save_few(checkpoints, 3)
-    assert written == [1, 2, 3]
+    assert written == ([1] if are_small else [1, 2, 3])
+    checkpoints.close()
+
+
+def test_runs_that_are_trained_at_a_time_are_not_slow_because_the_others_save(
+    tmp_path, written, clock
+):
+    """Twenty take 0.1 s each."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.holders = 20
+    for last in range(1, 5):
+        clock[0] += 2.0
+        checkpoints.save_epoch(after(*(metrics(n, 0.5) for n in range(1, last + 1))), state(last))
+    assert written == [1]
+    clock[0] += 20.0
+    checkpoints.save_epoch(after(*(metrics(n, 0.5) for n in range(1, 6))), state(5))
+    assert written == [1, 4, 5]
     checkpoints.close()
 
 
@@ -378,27 +394,3 @@ def test_what_is_on_the_disk_is_no_older_than_ten_seconds_or_fewer(
         clock[0] += 0.3
     assert written == expected
     checkpoints.close()
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_they_are_saved_as_often_as_the_user_asks(options, tmp_path, monkeypatch, count):
-    """Alone, and as candidates side by side, which share the memory, too."""
-    seen: list[tuple[float, int]] = []
-    save = Checkpoints.save_epoch
-
-    def saving(checkpoints, *arguments):
-        seen.append((checkpoints.most_seconds, checkpoints.holders))
-        save(checkpoints, *arguments)
-
-    monkeypatch.setattr(Checkpoints, "save_epoch", saving)
-    given = {
-        **options,
-        "train_from": "head",
-        "checkpoint_minutes": 0.05,
-        "run": str(tmp_path / "run"),
-    }
-    if count == 1:
-        train(**given)
-    else:
-        sweep(**{**given, "head": ["linear"], "learning_rate": [1e-4, 1e-3]})
-    assert seen == [(3.0, count)] * 2 * count

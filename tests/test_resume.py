@@ -31,6 +31,17 @@ class Dim(PixelAugmentation):
 """
 
 
+def test_epochs_that_were_not_saved_are_told(options, run, tmp_path):
+    """As after a process was killed."""
+    path = shutil.copytree(run.path, tmp_path / "run")
+    shutil.rmtree(path / "checkpoints" / "epoch_2")
+    progress = Recorder()
+    resumed = train(run=str(path), resume=True, progress=progress)
+    text = f"Going on with {path} after epoch 1. Epochs that were not saved, and are repeated: 1."
+    assert text in progress.notes
+    assert [metrics.epoch for metrics in resumed.history] == [1, 2]
+
+
 @pytest.mark.parametrize("augment", [(), ("keras", "brightness:low=0.5")])
 def test_a_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(options, tmp_path, augment):
     options = {**options, "augment": augment, "optimizer": "adam", "weight_decay": 0.01}

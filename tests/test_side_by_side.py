@@ -250,3 +250,27 @@ def test_side_by_side_is_chosen_where_it_wins(shape, wins):
     trained = {"head/kernel": jax.ShapeDtypeStruct(shape, np.float32)}
     assert wins_side_by_side(trained, 3, data_mesh()) == wins
     assert not wins_side_by_side(trained, 1, data_mesh())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_quick_epochs_are_saved_as_often_as_the_user_asks(options, tmp_path, monkeypatch, count):
+    """Alone, and as candidates side by side, which share the memory, too."""
+    seen: list[tuple[float, int]] = []
+    save = Checkpoints.save_epoch
+
+    def saving(checkpoints, *arguments):
+        seen.append((checkpoints.most_seconds, checkpoints.holders))
+        save(checkpoints, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "save_epoch", saving)
+    given = {
+        **options,
+        "train_from": "head",
+        "checkpoint_minutes": 0.05,
+        "run": str(tmp_path / "run"),
+    }
+    if count == 1:
+        train(**given)
+    else:
+        sweep(**{**given, "head": ["linear"], "learning_rate": [1e-4, 1e-3]})
+    assert seen == [(3.0, count)] * 2 * count

@@ -19,7 +19,7 @@ from vgg_jax.cli.console import (
     say,
     user_errors,
 )
-from vgg_jax.progress import EpochMetrics, format_bytes
+from vgg_jax.progress import EpochMetrics, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from vgg_jax.workflows.runs import RunSummary
@@ -104,7 +104,7 @@ def show(
             best = summary.best
             print_line("")
             print_table(
-                ["epoch", "loss", "accuracy", "validation loss", "accuracy", "seconds", ""],
+                ["epoch", "loss", "accuracy", "validation loss", "accuracy", "time", ""],
                 [_epoch_row(metrics, metrics == best) for metrics in described.history],
                 left=0,
             )
@@ -192,6 +192,6 @@ def _epoch_row(metrics: EpochMetrics, is_best: bool) -> list[str]:
         f"{metrics.accuracy:.3f}",
         f"{metrics.validation_loss:.4f}",
         f"{metrics.validation_accuracy:.3f}",
-        f"{metrics.seconds:.1f}",
+        format_seconds(metrics.seconds),
         "best" if is_best else "",
     ]

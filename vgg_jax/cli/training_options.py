@@ -73,7 +73,11 @@ class TrainingOptions(TypedDict, total=False):
     ]
     early_stop: Annotated[int, _option("Stop after N epochs without a better validation loss.")]
     checkpoint_minutes: Annotated[
-        float, _option("Save within an epoch, too, after so many minutes. [default: 10]")
+        float,
+        _option(
+            "Save within an epoch, too, after so many minutes; epochs of less than a second as"
+            " often, and every ten seconds. [default: 10]"
+        ),
     ]
     on_nan: Annotated[
         str, _option("stop, or skip steps whose loss or gradient is not finite. [default: stop]")

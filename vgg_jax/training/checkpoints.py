@@ -27,10 +27,10 @@ if TYPE_CHECKING:  # it brings Optax, which a prediction does without
 
 Which = Literal["best", "latest"]
 _ITEMS = ("trained", "optimizer")
-_SLOW_SECONDS = 1.0  # an epoch of so many is written at once; that takes 0.05 if it is small
+_SLOW_SECONDS = 1.0  # an epoch of so many is written at once; that takes 0.05 if it is tiny
 _SECONDS_BETWEEN = 10.0  # the checkpoints of quick ones: steps take up to twice as long meanwhile
 _MOST_HELD_BYTES = 200_000_000  # of an epoch
-_MOST_AWAITED_BYTES = 50_000_000  # of the first
+_SMALL_BYTES = 50_000_000  # of an epoch that is held in any case, and waited for if it is the first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Checkpoints:
     Attributes:
         most_seconds: How old what is on the disk may become before a quick epoch is written, if
             fewer than ten.
-        holders: How many runs that are trained at a time share the memory for what is held.
+        holders: How many runs are trained at a time: they share the memory for what is held, and
+            the time that passes between two epochs.
     """
 
     def __init__(self, folder: Path, check_lock: Callable[[], None] = lambda: None) -> None:
@@ -119,13 +120,15 @@ class Checkpoints:
         self._held = {epoch: held for epoch, held in self._held.items() if epoch in stay}
         self._held[position.history[-1].epoch] = saved
         is_first, self._is_first = self._is_first, False
-        is_slow = now - self._asked >= _SLOW_SECONDS
-        is_large = saved.size > _MOST_HELD_BYTES / self.holders
+        # The time is with what the others take to save: if that made all of them slow, it would
+        # take longer still, for good.
+        is_slow = now - self._asked >= _SLOW_SECONDS * self.holders
+        is_large = saved.size > max(_MOST_HELD_BYTES / self.holders, _SMALL_BYTES)
         is_due = now - self._came >= min(self.most_seconds, _SECONDS_BETWEEN)
         with self._letting_go():
             if is_first or is_slow or is_large:
                 self._write_all()
-                if is_first and saved.size <= _MOST_AWAITED_BYTES:
+                if is_first and saved.size <= _SMALL_BYTES:
                     self._epochs.wait()
             elif is_due and self._epochs.is_idle:
                 self._write_first()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vgg_jax.compilation import keep_compiled_programs
 from vgg_jax.config import ResolvedConfig
 from vgg_jax.data.examples import DataSet
-from vgg_jax.errors import ConfigError, OtherOptionsError, TrainingError
+from vgg_jax.errors import ConfigError, OtherOptionsError, RunError, TrainingError
 from vgg_jax.plugin_choices import parse_choice
 from vgg_jax.progress import Progress
 from vgg_jax.training.checkpoints import Restored
@@ -78,6 +79,7 @@ def resume_training(
     with run.locked(progress.note):
         restored = run.checkpoints.restore_to_go_on(progress.warn)
         position = restored.position if restored else Position()
+        lost = _lost(run, position)
         run.write_metrics(position.history)
         before, config = config, dataclasses.replace(config, **changes)
         if len(position.history) >= config.epochs:
@@ -117,7 +119,7 @@ def resume_training(
             record = dataclasses.replace(record, weights=opened.weights)  # where they are by now
         run.write_record(record)
         run.change_config(**changes)
-        progress.note(_where(run, restored))
+        progress.note(_where(run, restored, lost))
         warn_of_options(config, progress)
         feed = open_feed(session.source, data, progress)
         session.fit(feed, run, position, progress, interruption)
@@ -188,13 +190,23 @@ def _finish(
     progress.note(f"{run.path} is complete: {count} epochs. More by --epochs.")
 
 
-def _where(run: RunFolder, restored: Restored | None) -> str:
+def _lost(run: RunFolder, position: Position) -> int:
+    """Return how many completed epochs the run tells of that no checkpoint has."""
+    with suppress(RunError):  # what is damaged is written anew
+        return max(len(run.read_metrics()) - len(position.history), 0)
+    return 0
+
+
+def _where(run: RunFolder, restored: Restored | None, lost: int) -> str:
+    repeated = f" Epochs that were not saved, and are repeated: {lost}." if lost else ""
     if restored is None:
-        return f"{run.path} has no checkpoint yet; starting with the first epoch."
+        return f"{run.path} has no checkpoint yet; starting with the first epoch.{repeated}"
     position = restored.position
     if position.examples:
-        return f"Going on with {run.path} in epoch {position.epoch}, after step {position.step}."
-    return f"Going on with {run.path} after epoch {position.epoch - 1}."
+        where = f"in epoch {position.epoch}, after step {position.step}"
+    else:
+        where = f"after epoch {position.epoch - 1}"
+    return f"Going on with {run.path} {where}.{repeated}"
 
 
 def _with_override(
