@@ -75,8 +75,8 @@ class TrainingOptions(TypedDict, total=False):
     checkpoint_minutes: Annotated[
         float,
         _option(
-            "Save within an epoch, too, after so many minutes; epochs of less than a second as"
-            " often, and every ten seconds. [default: 10]"
+            "Save within an epoch, too, after so many minutes. Epochs of less than a second are"
+            " saved every ten seconds, or as often as this if that is less. [default: 10]"
         ),
     ]
     on_nan: Annotated[
